@@ -1,0 +1,86 @@
+"""The Ray Serve application: an HTTP ingress in front of the denoiser's replicas."""
+
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.handle import DeploymentHandle
+
+from cp_serve.denoiser import Denoiser
+from cp_serve.house import House
+from cp_serve.http import build_app
+from cp_serve.janitor import sweep_forever
+from services.lineage import Registry
+from services.objects import open_store
+from services.settings import Settings
+from services.telemetry import configure_logging, configure_traces
+
+NAME = "palimpsest"
+_DRAIN_SECONDS = 10.0
+"""Beyond the deadline of the last request that a replica took."""
+
+
+@serve.ingress()
+class Api:
+    """The ingress; holds no weights."""
+
+    def __init__(self, settings: Settings, denoiser: DeploymentHandle) -> None:
+        configure_logging(settings.log_format)
+        configure_traces(settings.traces, NAME)
+        store = open_store(settings)
+        self.house = house = House(settings, Registry(settings, store), denoiser, store)
+        sweeps = {
+            "submissions of concept images": lambda now: len(house.intake.expire(now)),
+            "pictures": house.pictures.expire,  # this asks the store for the signing key: here, not in a request
+            "answers": house.answers.expire,
+        }
+        sweep_forever(sweeps)
+
+    def __serve_build_asgi_app__(self) -> object:
+        return build_app(self.house, echo=False)
+
+
+def application(settings: Settings) -> serve.Application:
+    """The application graph for `serve.run`.
+
+    The engine's queue is the one that refuses, at once. Ray's limits lie beyond it, else requests would wait there.
+    A replica that is let go finishes what it took, which is over by its deadline.
+    """
+    in_flight = settings.max_batch + settings.max_queue
+    drain = settings.deadline_seconds + _DRAIN_SECONDS
+    denoiser = serve.deployment(Denoiser).options(
+        name="denoiser",
+        max_ongoing_requests=4 * in_flight,
+        max_queued_requests=in_flight,
+        graceful_shutdown_timeout_s=drain,
+        ray_actor_options={"num_cpus": 0, "num_gpus": settings.replica_gpus},
+        **scaling(settings),
+    )
+    api = serve.deployment(Api).options(
+        name="api",
+        max_ongoing_requests=10 * in_flight * max(settings.replicas, settings.max_replicas),
+        graceful_shutdown_timeout_s=drain,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return api.bind(settings, denoiser.bind(settings))
+
+
+def scaling(settings: Settings) -> dict[str, Any]:
+    """How many replicas of the denoiser there are: a fixed number, or as many as keep each one's batch full."""
+    if settings.max_replicas <= settings.replicas:
+        return {"num_replicas": settings.replicas}
+    config = AutoscalingConfig(
+        min_replicas=settings.replicas,
+        max_replicas=settings.max_replicas,
+        target_ongoing_requests=settings.max_batch,
+        downscale_delay_s=settings.downscale_seconds,
+    )
+    return {"autoscaling_config": config}
+
+
+def deploy(settings: Settings) -> None:
+    """Start the application on the running Ray cluster, and return once it is ready."""
+    ray.init(address=f"{settings.host}:{settings.ray_port}", log_to_driver=False, logging_level="warning")
+    serve.start(http_options=HTTPOptions(host=settings.host, port=settings.http_port))
+    serve.run(application(settings), name=NAME)

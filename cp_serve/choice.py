@@ -1,0 +1,131 @@
+"""Which version draws a request, and how that went for it."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cp_serve.bank import Bank, Slot
+from cp_serve.metrics import Metrics
+from cp_serve.rollout import Rollout
+from services.canary import CANARY
+from services.errors import BusyError, DeadlineError, NotFoundError, PalimpsestError, UnavailableError
+from services.lineage import LIVE, Registry
+
+log = logging.getLogger("palimpsest.choice")
+
+BASE = "base"
+PINNED = "pinned"
+_NOT_ITS_FAULT = (BusyError, DeadlineError, UnavailableError)
+"""Errors that say nothing of a version."""
+_T = TypeVar("_T")
+
+
+async def run_in(executor: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+    """Run blocking work beside the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The version pinned for a request; no slot is the base itself.
+
+    Attributes:
+        arm: `live`, `canary` or `pinned`.
+    """
+
+    lineage: str
+    slot: Slot | None
+    arm: str
+
+
+class Chooser:
+    """Chooses for one replica; its methods belong to one event loop."""
+
+    def __init__(self, registry: Registry, bank: Bank, rollout: Rollout, metrics: Metrics) -> None:
+        self._registry, self._bank, self._rollout, self._metrics = registry, bank, rollout, metrics
+        self._fetching = ThreadPoolExecutor(4, thread_name_prefix="fetch")
+
+    async def choose(self, lineage: str, version: str) -> Choice:
+        """The version that a request names now; `live` is a canary's for its share of the requests.
+
+        A lineage newer than the last look at the registry is looked up there.
+
+        Raises:
+            NotFoundError: no such lineage or version.
+            RefusedError: the version failed verification.
+            UnavailableError: it is not in memory, and the registry does not answer.
+        """
+        if lineage == BASE:
+            return Choice(lineage, None, PINNED)
+        if version != LIVE:
+            return Choice(lineage, await self.fetch(lineage, version), PINNED)
+        if (number := self._rollout.pick(lineage)) and (slot := await self._canary(lineage, number)):
+            return Choice(lineage, slot, CANARY)
+        return Choice(lineage, self._bank.live(lineage) or await self.fetch(lineage, LIVE), LIVE)
+
+    async def fetch(self, lineage: str, version: str, *, anew: bool = False) -> Slot:
+        """A version by number or alias, into memory unless it is there. Raises as `choose` does."""
+        return await run_in(self._fetching, lambda: self._fetch(lineage, version, anew=anew))
+
+    @contextmanager
+    def counted(self, choice: Choice) -> Iterator[None]:
+        """Count how a request ends; a canary that failed once too often is ended."""
+        outcome, fault = "drawn", False
+        try:
+            yield
+        except asyncio.CancelledError:
+            outcome = "given_up"  # by its client, or its deadline has passed
+            raise
+        except PalimpsestError as error:
+            outcome, fault = error.code, not isinstance(error, _NOT_ITS_FAULT)
+            raise
+        except Exception:
+            outcome, fault = PalimpsestError.code, True
+            raise
+        finally:
+            self._metrics.requests.labels(choice.lineage, choice.arm, outcome).inc()
+            if choice.arm != PINNED and outcome != "given_up":
+                self._record(choice.lineage, canary=choice.arm == CANARY, failed=fault)
+
+    def close(self) -> None:
+        """Finish what is being fetched."""
+        self._fetching.shutdown()
+
+    def _fetch(self, lineage: str, version: str, *, anew: bool) -> Slot:
+        number = int(version) if version.isdigit() else self._resolve(lineage, version)
+        return self._bank.get(lineage, number, anew=anew)
+
+    def _resolve(self, lineage: str, version: str) -> int:
+        if version == CANARY:
+            if canary := self._registry.canary(lineage):
+                return canary.number
+            raise NotFoundError(f"Lineage `{lineage}` has no canary.", param="version")
+        if version == LIVE and (number := self._bank.pointers().get(lineage)):
+            return number
+        return self._registry.resolve(lineage, version)
+
+    async def _canary(self, lineage: str, number: int) -> Slot | None:
+        """The canary's version; if it cannot be had, `live` stands in for it."""
+        try:
+            return await self.fetch(lineage, str(number))
+        except PalimpsestError as error:
+            self._record(lineage, canary=True, failed=not isinstance(error, _NOT_ITS_FAULT))
+            return None
+
+    def _record(self, lineage: str, *, canary: bool, failed: bool) -> None:
+        number = self._rollout.record(lineage, canary=canary, failed=failed)
+        if number is not None:
+            log.error("%s@%d fails more often than the live version and is no canary any more", lineage, number)
+            self._metrics.canary_returns.inc()
+            self._fetching.submit(self._end, lineage, number)
+
+    def _end(self, lineage: str, number: int) -> None:
+        """Say so in the registry; while that cannot be reached, this replica alone remembers."""
+        try:
+            self._registry.end_canary(lineage, number)
+        except PalimpsestError as error:
+            log.warning("the canary of %s could not be ended in the registry: %s", lineage, error.message)

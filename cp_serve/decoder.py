@@ -1,0 +1,131 @@
+"""Latents to pictures in a thread beside the denoiser, all that wait at once as one batch."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cp_serve.batch import Drawing
+from cp_serve.metrics import Metrics
+from services.base_model import BaseModel
+from services.errors import RefusedError
+
+log = logging.getLogger("palimpsest.decoder")
+
+_PIXELS = 2**20
+"""Pixels decoded at once: the VAE's memory grows with them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A latent [C, H, W] to decode for a drawing.
+
+    Attributes:
+        step: the drawing's step, if it is a preview; None for the finished picture.
+    """
+
+    drawing: Drawing
+    latent_CHW: Tensor
+    step: int | None = None
+
+    def deliver(self, picture: Tensor) -> None:
+        """Hand over uint8 [H, W, 3]."""
+        if self.step is None:
+            if self.drawing.picture.set_running_or_notify_cancel():
+                self.drawing.picture.set_result(picture)
+        elif self.drawing.report:
+            self.drawing.report(self.step, picture)
+
+    def fail(self, error: Exception) -> None:
+        """Say why there is no picture; a preview is just left out."""
+        if self.step is None:
+            fail(self.drawing, error)
+
+
+def fail(drawing: Drawing, error: Exception) -> None:
+    """Tell whoever waits for a drawing, unless it was cancelled or is done."""
+    if not drawing.picture.done() and drawing.picture.set_running_or_notify_cancel():
+        drawing.picture.set_exception(error)
+
+
+class Decoder:
+    """The thread; what is put in together is decoded together, so that a request alone always gets the same bits."""
+
+    def __init__(self, base: BaseModel, metrics: Metrics) -> None:
+        self._base, self._metrics = base, metrics
+        self._chunk = max(1, _PIXELS // base.image_size**2)
+        self._changed = threading.Condition()  # guards the next two
+        self._jobs: deque[Job] = deque()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Decode these as soon as possible."""
+        with self._changed:
+            self._jobs.extend(jobs)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Decode what was put in, then end the thread."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while jobs := self._take():
+            wanted = [job for job in jobs if not job.drawing.picture.done()]
+            for start in range(0, len(wanted), self._chunk):
+                self._decode(wanted[start : start + self._chunk])
+
+    def _take(self) -> list[Job]:
+        """Everything that waits; empty once stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._stopped)
+            jobs = list(self._jobs)
+            self._jobs.clear()
+            return jobs
+
+    def _decode(self, jobs: list[Job]) -> None:
+        started = time.monotonic()
+        try:
+            pictures = self._pictures(jobs)
+        except Exception as error:
+            log.error("decoding %d pictures failed: %s", len(jobs), type(error).__name__)
+            self._each_alone(jobs, error)
+        else:
+            self._metrics.decode.observe(time.monotonic() - started)
+            for job, picture in zip(jobs, pictures, strict=True):
+                _hand_over(job, picture)
+
+    def _each_alone(self, jobs: list[Job], error: Exception) -> None:
+        """One of several must not take the others with it."""
+        if len(jobs) == 1:
+            jobs[0].fail(error)
+            return
+        for job in jobs:
+            self._decode([job])
+
+    def _pictures(self, jobs: list[Job]) -> Tensor:
+        latents = torch.stack([job.latent_CHW for job in jobs]).to(self._base.vae.dtype)
+        return self._base.decode_latents(latents).cpu()
+
+
+def _hand_over(job: Job, picture: Tensor) -> None:
+    """A version that drew numbers that are not finite must not pass for one that drew black."""
+    if job.latent_CHW.isfinite().all():
+        job.deliver(picture)
+    else:
+        job.fail(RefusedError("The version's picture is not made of finite numbers; draw with another version."))

@@ -1,0 +1,174 @@
+"""The denoiser's replicas, through Serve's handle: the only file that knows what Ray Serve does when one dies.
+
+What is asked of a replica is a pure function of the request (its seeds are fixed at the ingress), so a request whose
+replica died is simply asked of another one, until its deadline.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ray.exceptions import NodeDiedError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, RayServeException, ReplicaUnavailableError
+
+from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, Progress
+from cp_serve.traffic import Traffic
+from services.errors import BusyError, DeadlineError, PalimpsestError, UnavailableError
+
+_DEAD = (RayActorError, WorkerCrashedError, NodeDiedError, ReplicaUnavailableError)
+_PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
+"""Seconds before each repetition; Serve itself waits for the replica that takes the place of the last one."""
+_GRACE = 1.0
+"""Seconds past its deadline after which a request is given up on, whatever became of its replica."""
+_RETRY_SECONDS = 5
+
+_Request = TypeVar("_Request", DrawRequest, ClassifyRequest)
+
+
+class Replicas:
+    """All replicas of the denoiser.
+
+    Every method raises what a replica answers with, BusyError when every replica's queue is full, and
+    UnavailableError when replica after replica died.
+
+    Args:
+        handle: Serve's handle of the deployment.
+        traffic: counts what had to be repeated.
+        deadline_seconds: that a request may take at most.
+    """
+
+    def __init__(self, handle: Any, traffic: Traffic, *, deadline_seconds: float) -> None:
+        self._handle, self._traffic, self._deadline = handle, traffic, deadline_seconds
+
+    async def draw(self, request: DrawRequest) -> Drawn:
+        """See `Denoiser.draw`. Cancelling it frees the request's places."""
+        due = self._due(request)
+        drawn: Drawn = await self._ask(lambda: self._handle.draw.remote(_shortened(request, due)), due)
+        return drawn
+
+    async def classify(self, request: ClassifyRequest) -> Classified:
+        """See `Denoiser.classify`."""
+        due = self._due(request)
+        classified: Classified = await self._ask(lambda: self._handle.classify.remote(_shortened(request, due)), due)
+        return classified
+
+    async def status(self, *, patience: float) -> dict[str, object]:
+        """See `Denoiser.status`, of any replica. Raises UnavailableError if none answers within `patience` seconds."""
+        try:
+            status: dict[str, object] = await self._ask(
+                self._handle.status.remote, time.monotonic() + patience - _GRACE
+            )
+        except DeadlineError:
+            raise UnavailableError("No denoiser is ready yet.", retry_after=patience) from None
+        return status
+
+    async def everywhere(self, method: str, *arguments: object, patience: float) -> list[Any]:
+        """Call a method of every replica: what those answer that live.
+
+        Raises:
+            UnavailableError: none does.
+        """
+        try:
+            with _errors():
+                call = self._handle.broadcast(method, *arguments)
+                answers = await call.results_async(timeout_s=patience, return_exceptions=True)
+        except TimeoutError:
+            raise _none_left() from None
+        alive = [_value(answer) for answer in answers if not isinstance(answer, Exception) or _is_ours(answer)]
+        if not alive:
+            raise _none_left()
+        return alive
+
+    async def stream(self, request: DrawRequest) -> AsyncGenerator[Progress | Drawn, None]:
+        """See `Denoiser.stream`. After a replica died it goes on where it was; closing it frees the places."""
+        due, pauses, seen = self._due(request), iter(_PAUSES), set[tuple[object, ...]]()
+        while True:
+            try:
+                async with aclosing(self._stream_once(_shortened(request, due), due)) as items:
+                    async for item in items:
+                        mark = (item.step, item.image, item.index) if isinstance(item, Progress) else ()
+                        if mark not in seen:
+                            yield item
+                        seen.add(mark)
+            except _DEAD as error:
+                await self._rest(pauses, error)
+            else:
+                return
+
+    async def _stream_once(self, request: DrawRequest, due: float) -> AsyncGenerator[Progress | Drawn, None]:
+        call = self._handle.options(stream=True).stream.remote(request)
+        try:
+            with _errors():
+                while (item := await _within(due, anext(call, None))) is not None:
+                    yield _value(item)
+        finally:
+            call.cancel()
+
+    async def _ask(self, ask: Callable[[], Any], due: float) -> Any:
+        """One replica's answer; another one's if it died. Cancelled if nobody waits any more."""
+        pauses = iter(_PAUSES)
+        while True:
+            call = ask()
+            try:
+                with _errors():
+                    return _value(await _within(due, call))
+            except _DEAD as error:
+                await self._rest(pauses, error)
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+
+    async def _rest(self, pauses: Iterator[float], error: Exception) -> None:
+        """Wait before the next try; if there is none, say so."""
+        if (pause := next(pauses, None)) is None:
+            raise _none_left() from error
+        self._traffic.retries.inc()
+        await asyncio.sleep(pause)
+
+    def _due(self, request: DrawRequest | ClassifyRequest) -> float:
+        """When the request is due, in time.monotonic()."""
+        return time.monotonic() + min(request.deadline_seconds or self._deadline, self._deadline)
+
+
+def _shortened(request: _Request, due: float) -> _Request:
+    """The request with what is left of its time."""
+    return replace(request, deadline_seconds=max(0.001, due - time.monotonic()))
+
+
+async def _within(due: float, call: Any) -> Any:
+    try:
+        async with asyncio.timeout(due - time.monotonic() + _GRACE):
+            return await call
+    except TimeoutError:
+        raise DeadlineError("The pictures were not done within the deadline; ask for fewer images or steps.") from None
+
+
+def _value(answer: Any) -> Any:
+    """An answer; our own errors are values, since Ray logs what a replica raises, trace, text and all."""
+    if isinstance(answer, PalimpsestError):
+        raise answer
+    return answer
+
+
+def _is_ours(error: Exception) -> bool:
+    return isinstance(error, PalimpsestError)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Map Ray's errors to ours, but for those of a dead replica. An unexpected one of the denoiser's passes."""
+    try:
+        yield
+    except BackPressureError as error:
+        raise BusyError("Too many requests are waiting; try again later.", retry_after=_RETRY_SECONDS) from error
+    except (RayTaskError, *_DEAD):
+        raise
+    except (RayError, RayServeException) as error:
+        raise _none_left() from error
+
+
+def _none_left() -> UnavailableError:
+    return UnavailableError("The denoiser is restarting; try again.", retry_after=_RETRY_SECONDS)

@@ -1,0 +1,132 @@
+"""What every route needs: the house, calls that block, names checked, and requests carried out once."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Header, Path, Request, Response
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from cp_serve.house import House
+from cp_serve.idempotency import HEADER, MAX_LENGTH
+from services.errors import InputError, NotFoundError, PalimpsestError
+from services.manifest import NAME
+
+log = logging.getLogger("palimpsest.http")
+
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=BaseModel)
+_REGISTRY = ThreadPoolExecutor(8, thread_name_prefix="registry")
+_STORE = ThreadPoolExecutor(8, thread_name_prefix="store")
+_MAX_DIGITS = 9
+REPLAYED = "Idempotent-Replayed"
+
+Name = Annotated[str, Path(max_length=64)]
+"""A path parameter: anything longer is nobody's name."""
+Responses = dict[int | str, dict[str, Any]]
+"""What FastAPI calls `responses`."""
+Key = Annotated[str | None, Header(alias=HEADER, max_length=MAX_LENGTH)]
+"""The header with which a request may be sent again and is carried out once."""
+
+
+def house(request: Request) -> House:
+    """The house that the application was built over."""
+    found: House = request.app.state.house
+    return found
+
+
+async def registry_call(work: Callable[[], _T]) -> _T:
+    """Run a call of the registry or of Ray's job API in a thread of its own kind: it must not hold up pictures."""
+    return await asyncio.get_running_loop().run_in_executor(_REGISTRY, work)
+
+
+async def store_call(work: Callable[[], _T]) -> _T:
+    """Run a call of the object store in a thread of its own kind."""
+    return await asyncio.get_running_loop().run_in_executor(_STORE, work)
+
+
+async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
+    """Await some work, but cancel it as soon as the client has gone. The request's body must have been read.
+
+    Raises:
+        ClientDisconnect: nobody waits for the answer.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def once(
+    request: Request,
+    response: Response,
+    key: str | None,
+    *,
+    asked: str,
+    work: Callable[[], Awaitable[_M]],
+    kind: type[_M],
+) -> _M:
+    """Carry out some work once for an Idempotency-Key: whoever sends the same again gets the same answer.
+
+    Args:
+        request, response: of the route.
+        key: the header; None if there is none, and then the work is simply done.
+        asked: what is asked for, as one text.
+        work: gives the answer.
+        kind: of the answer.
+
+    Raises:
+        InputError: the key was used for another request.
+        ConflictError: the same is under way.
+    """
+    if key is None:
+        return await work()
+    answers, asked = house(request).answers, f"{request.method} {request.url.path}\n{asked}"
+    if (answer := await store_call(lambda: answers.claim(key, asked))) is not None:
+        response.headers[REPLAYED] = "true"
+        return kind.model_validate(answer)
+    try:
+        done = await work()
+    except BaseException:
+        _STORE.submit(answers.give_up, key)  # not awaited: this may be a cancellation
+        raise
+    try:
+        await store_call(lambda: answers.keep(key, asked, done.model_dump(mode="json")))
+    except PalimpsestError as error:  # it is done, so it is answered
+        log.warning("an answer was not kept for its Idempotency-Key: %s", error.message)
+    return done
+
+
+@contextmanager
+def naming_model() -> Iterator[None]:
+    """Say `model` of what was not found: that is what the request calls it."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise NotFoundError(error.message, param="model") from error
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """`L@7` -> ("L", "7"); `L` -> ("L", "live"). Raises `InputError` naming `model`."""
+    lineage, at, version = model.partition("@")
+    number = version.isascii() and version.isdigit() and len(version) <= _MAX_DIGITS
+    known = number or version in ("live", "candidate")
+    if not NAME.fullmatch(lineage) or (at and not known) or (at and lineage == "base"):
+        raise InputError(
+            f"model: {model!r} is none; write L, L@7, L@live or L@candidate for a lineage L, or base.", param="model"
+        )
+    return lineage, version or "live"

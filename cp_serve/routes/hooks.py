@@ -1,0 +1,49 @@
+"""`POST /v1/hooks/mlflow`: MLflow's registry webhooks, a hint to look at the registry now and not at the next poll.
+
+MLflow signs a delivery as Standard Webhooks does: `X-MLflow-Signature: v1,<base64 of HMAC-SHA256(secret, M)>` with
+M = `<X-MLflow-Delivery-Id>.<X-MLflow-Timestamp>.<body>`. Nothing that a delivery says is believed: the aliases are read
+anew from the registry.
+"""
+
+import base64
+import hashlib
+import hmac
+import time
+from collections.abc import Callable
+
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from cp_serve.routes.access import house
+
+router = APIRouter(prefix="/v1/hooks", tags=["hooks"])
+_UNAUTHORIZED, _NOT_FOUND = 401, 404
+_TOLERANCE = 300.0
+"""Seconds that a delivery may be old: an older one is a replay."""
+_PATIENCE = 2.0
+
+
+@router.post("/mlflow", status_code=204, response_class=Response)
+async def mlflow_hook(request: Request) -> Response:
+    """Heed a signed webhook of MLflow's registry. Without `PALIMPSEST_WEBHOOK_SECRET` there is no such route."""
+    home = house(request)
+    if not (secret := home.settings.webhook_secret):
+        raise HTTPException(_NOT_FOUND)
+    body = await request.body()
+    if not signed(secret, request.headers.get, body, time.time()):
+        raise HTTPException(_UNAUTHORIZED)
+    await home.replicas.everywhere("hint", patience=_PATIENCE)
+    home.traffic.hints.inc()
+    return Response(status_code=204)
+
+
+def signed(secret: str, header: Callable[[str, str], str], body: bytes, now: float) -> bool:
+    """Whether a delivery is MLflow's own, and fresh at `now` (seconds since 1970)."""
+    delivery, timestamp, signature = (
+        header(f"x-mlflow-{part}", "") for part in ("delivery-id", "timestamp", "signature")
+    )
+    if not timestamp.isascii() or not timestamp.isdigit() or abs(now - int(timestamp[:12])) > _TOLERANCE:
+        return False
+    message = b".".join([delivery.encode(), timestamp.encode(), body])
+    digest = base64.b64encode(hmac.new(secret.encode(), message, hashlib.sha256).digest())
+    return hmac.compare_digest(signature.encode(), b"v1," + digest)

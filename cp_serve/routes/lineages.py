@@ -1,0 +1,73 @@
+"""`GET /v1/lineages/{L}` and `PUT /v1/lineages/{L}/live`."""
+
+from contextlib import suppress
+from dataclasses import asdict
+
+from fastapi import APIRouter, Request
+
+from cp_serve.routes.access import Name, house, registry_call
+from cp_serve.schemas import Canary, Lineage, LiveRequest, LiveResponse, Version
+from services.errors import UnavailableError
+from services.lineage import CANDIDATE, LIVE, Registry, VersionInfo
+from services.manifest import check_name
+
+router = APIRouter(prefix="/v1/lineages", tags=["lineages"])
+_PATIENCE = 60.0
+"""Seconds that the replicas may take to load a version."""
+_HINT_PATIENCE = 1.0
+
+
+@router.get("/{lineage}")
+async def get_lineage(lineage: Name, request: Request) -> Lineage:
+    """The tree of versions."""
+    check_name(lineage, "lineage")
+    registry = house(request).registry
+    return await registry_call(lambda: _tree(registry, lineage))
+
+
+@router.put("/{lineage}/live")
+async def put_live(lineage: Name, body: LiveRequest, request: Request) -> LiveResponse:
+    """Promote, roll back, or try a version on a share of the requests.
+
+    Every denoiser loads and verifies the version first, so that serving follows within seconds.
+    """
+    check_name(lineage, "lineage")
+    home = house(request)
+    await home.replicas.everywhere("load", lineage, body.version, patience=_PATIENCE)
+    moved = await registry_call(lambda: _move(home.registry, lineage, body))
+    with suppress(UnavailableError):  # it is moved, and polling finds that too
+        await home.replicas.everywhere("hint", patience=_HINT_PATIENCE)
+    return moved
+
+
+def _move(registry: Registry, lineage: str, body: LiveRequest) -> LiveResponse:
+    previous = registry.aliases(lineage).get(LIVE)
+    if body.canary_percent is not None:
+        registry.set_canary(lineage, body.version, body.canary_percent)
+    else:
+        registry.set_live(lineage, body.version, reason=body.reason)
+        registry.end_canary(lineage)
+    live = previous if body.canary_percent is not None else body.version
+    return LiveResponse(lineage=lineage, live=live, previous=previous, canary=_canary(registry, lineage))
+
+
+def _canary(registry: Registry, lineage: str) -> Canary | None:
+    found = registry.canary(lineage)
+    return Canary(version=found.number, percent=found.percent) if found else None
+
+
+def _tree(registry: Registry, lineage: str) -> Lineage:
+    versions = [_version(version) for version in registry.versions(lineage)]
+    aliases = {alias: version.number for version in versions for alias in version.aliases}
+    return Lineage(
+        lineage=lineage,
+        live=aliases.get(LIVE),
+        candidate=aliases.get(CANDIDATE),
+        canary=_canary(registry, lineage),
+        versions=versions,
+    )
+
+
+def _version(info: VersionInfo) -> Version:
+    fields = asdict(info) | {"created": int(info.created.timestamp())}
+    return Version.model_validate({name: fields[name] for name in Version.model_fields})

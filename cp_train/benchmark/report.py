@@ -1,0 +1,151 @@
+"""`report.md`: everything that the kept runs say, with tables, plots and grids beside it."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from cp_train.benchmark import doubts, grids, plots, results, sweep
+from cp_train.benchmark.contenders import spell
+from cp_train.benchmark.results import Result, Row
+from cp_train.benchmark.setups import SETUPS
+from cp_train.benchmark.tables import COSTS, MAIN, PAIRS, differences, markdown, means, number, shown
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
+_HOW = """\
+A run is one order of concepts with one seed. Means are over runs, ± is half of Student's 95% interval over them; runs
+of one order share their concepts, so the intervals of means also hold what the concepts bring. Methods are compared by
+the differences of runs with the same order and seed (paired t interval). MMD is x1e3. `unseen`: prompts that no method
+trains on or protects. Definitions: `cp_train/benchmark/results.py`, `cp_train/evaluation/`.
+"""
+
+
+def write(root: Path, *, reference: str) -> None:
+    """Write `results.csv`, `report.md` and the pictures in `root` from the runs kept there."""
+    found = results.load(root)
+    root.mkdir(parents=True, exist_ok=True)
+    rows = results.write(found, root / "results.csv")
+    parts = [f"# Comparison of the methods\n\n{_HOW}", _told(found)]
+    for setup in [name for name in SETUPS if name != sweep.TUNING]:
+        mine = [result for result in found if result.cell.setup == setup]
+        if mine:
+            parts.append(_setup(setup, mine, [row for row in rows if row["setup"] == setup], root, reference))
+    if any(row["setup"] == sweep.TUNING for row in rows):
+        parts.append(_sweep(rows))
+    reported = [result for result in found if result.cell.setup != sweep.TUNING]
+    if reported:
+        kept = [row for row in rows if row["setup"] != sweep.TUNING]
+        parts.append(f"## Doubts\n\n{doubts.sections(reported, kept, root)}")
+    partial = root / "report.partial"
+    partial.write_text("\n".join(parts), "utf-8")
+    partial.replace(root / "report.md")
+
+
+def _told(found: Sequence[Result]) -> str:
+    """What ran on what."""
+    versions = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    lines = []
+    for setup in dict.fromkeys(result.cell.setup for result in found):
+        mine = [result for result in found if result.cell.setup == setup]
+        told = mine[0].told
+        lines.append(
+            [
+                setup,
+                str(mine[0].count),
+                str(len({result.cell.order for result in mine})),
+                str(len({result.cell.seed for result in mine})),
+                str(len(mine)),
+                f"`{told['base']}`",
+                str(told["learning"]["loop.steps"]),
+                str(told["learning"]["rank"]),
+                f"`{told['features']}`",
+            ]
+        )
+    table = markdown(["setup", "concepts", "orders", "seeds", "runs", "base", "steps", "rank", "features"], lines)
+    return f"Python {platform.python_version()}, {versions}; {platform.machine()}.\n\n{table}"
+
+
+def _setup(name: str, found: Sequence[Result], rows: Sequence[Row], root: Path, reference: str) -> str:
+    folder = root / "plots" / name
+    _plots(found, rows, folder)
+    here = f"plots/{name}"
+    parts = [
+        f"## Setup `{name}`\n",
+        means(rows, MAIN),
+        f"Paired differences from `{reference}` (bold: the 95% interval leaves out zero):\n",
+        differences(rows, MAIN, reference),
+        f"![drawn against forgotten]({here}/tradeoff.png)\n",
+        f"KID x1000 of all runs' pictures together (at least 100; a dash where there are fewer): {_kids(found)}.\n",
+        "### What it costs\n",
+        means(rows, COSTS),
+        f"![time over tasks]({here}/seconds.png)\n",
+        "### What is kept\n",
+        f"![similarity over tasks]({here}/retention.png)\n![loss over tasks]({here}/loss.png)\n",
+        f"![DC accuracy]({here}/accuracy.png)\n",
+        f"![similarity, concept by task]({here}/similarity-matrix.png)\n",
+        f"![loss, concept by task]({here}/loss-matrix.png)\n",
+        "### Size of the adapter\n",
+        "Where one LoRA is continued, C-LoRA's penalty also falls on what it holds of the past: a line that drops as a "
+        "task begins is its degeneracy.\n",
+        f"![norm of the adapter]({here}/norms.png)\n",
+    ]
+    if any(row.get("pair_MMD") is not None for row in rows):
+        parts += ["### Two concepts in one prompt\n", means(rows, PAIRS)]
+    return "\n".join([*parts, _grids(name, found, root)])
+
+
+def _kids(found: Sequence[Result]) -> str:
+    pooled = {label: results.pooled_kid(runs) for label, runs in plots.groups(found).items()}
+    return ", ".join(f"`{label}` {'–' if value is None else number(value)}" for label, value in pooled.items())
+
+
+def _plots(found: Sequence[Result], rows: Sequence[Row], folder: Path) -> None:
+    for points, name, y, title in (
+        (
+            plots.retained,
+            "retention",
+            "change of similarity to the references",
+            "How a concept is drawn as others follow",
+        ),
+        (plots.loss_rise, "loss", "rise of the denoising loss", "How a concept is predicted as others follow"),
+    ):
+        series = plots.over_runs(found, points)
+        plots.lines(series, folder / f"{name}.png", x="tasks since it was learned", y=y, title=title)
+    accuracy = plots.over_runs(found, plots.accuracy)
+    plots.lines(accuracy, folder / "accuracy.png", x="task", y="accuracy", title="Which concept is it? (DC accuracy)")
+    seconds = plots.over_runs(found, plots.seconds)
+    plots.lines(seconds, folder / "seconds.png", x="task", y="CPU seconds", title="Training and consolidation")
+    for kind in ("similarity", "loss"):
+        plots.matrices(found, folder / f"{kind}-matrix.png", kind=kind)
+    plots.norms(found, folder / "norms.png")
+    plots.scatter(rows, folder / "tradeoff.png", x="F_MMD", y="A_MMD", title="Forgotten against drawn at the end")
+
+
+def _grids(name: str, found: Sequence[Result], root: Path) -> str:
+    """Grids of the first order and seed, uncurated."""
+    first = min(result.cell.paired for result in found)
+    mine = [result for result in found if result.cell.paired == first]
+    grids.side_by_side(mine, root / "grids" / name / "all.png")
+    links = []
+    for result in mine:
+        file = f"grids/{name}/{result.cell.label.replace(':', '-').replace('=', '-')}.png"
+        grids.of_run(result, root / file)
+        links.append(f"[`{result.cell.label}`]({file})")
+    return (
+        f"### Pictures\n\nEvery concept of order {first[0]}, seed {first[1]}, uncurated.\n\n"
+        f"![all methods](grids/{name}/all.png)\n\nOne by one: {', '.join(links)}\n"
+    )
+
+
+def _sweep(rows: Sequence[Row]) -> str:
+    found, won = sweep.scores(rows), sweep.best(rows)
+    winners = {spell(method, overrides) for method, overrides in won.items()}
+    lines = [
+        [f"`{label}`", str(score.runs), f"**{shown(score)}**" if label in winners else shown(score)]
+        for label, score in sorted(found.items())
+    ]
+    table = markdown(["candidate", "runs", "score"], lines)
+    return (
+        "## Hyper-parameters\n\nOn concepts that are not reported, five values of one setting for every method. Score: "
+        f"A_MMD + F_MMD, mean of trained and unseen prompts; bold: chosen.\n\n{table}"
+    )

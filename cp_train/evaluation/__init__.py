@@ -1,0 +1,1 @@
+"""What a version is judged and shown by."""

@@ -1,0 +1,135 @@
+"""Diagonal Fisher information of the trained weights, per sample, float32.
+
+    F_n = E_samples[ (dL_F / dtheta)^2 ],   scaled to mean 1,   F <- gamma F + F_n        (online EWC)
+
+L_F: see `methods/ewc_dc.py`. One backward pass through the U-Net gives every sample's gradient: theta acts through the
+keys and values alone and each sample has its own copy of them, so dL/dkv comes out per sample, and the rest of the
+chain, kv -> theta, is a small vectorised product. Nothing is trained any more, so each prompt is encoded once.
+Letters: S samples (images), T trials of each, P prompts, L tokens, K packed width.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cp_train.student import FrozenContexts, Student
+from services import scores
+from services.adapter import TrainingState
+
+
+@dataclass(frozen=True, kw_only=True)
+class FisherConfig:
+    """Settings of the Fisher pass; all ours except where said.
+
+    Attributes:
+        batches: minibatches, 100 to 500 [the paper's range].
+        batch_size: images a minibatch.
+        contrast: alpha, the weight of the diffusion-classifier terms.
+        beta: how strongly the other concepts' cross-entropy is pushed up; 0.5.
+        tau: temperature of the scores; 0.05.
+        earlier: k, at most so many earlier concepts a minibatch [the paper's best: 5].
+        trials: (t, eps) for each image of a minibatch; their logits are averaged [the paper's: 1].
+        gamma: decay of the earlier tasks' information.
+    """
+
+    batches: int = 100
+    batch_size: int = 2
+    contrast: float = 1.0
+    beta: float = 0.5
+    tau: float = 0.05
+    earlier: int = 5
+    trials: int = 1
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.batches, self.batch_size, self.trials) < 1 or self.earlier < 0 or not 0 < self.tau < math.inf:
+            raise ValueError("Fisher: batches, batch_size, trials must be at least 1, tau above 0, earlier at least 0.")
+        if not all(0 <= value < math.inf for value in (self.contrast, self.beta, self.gamma)):
+            raise ValueError("Fisher: contrast, beta and gamma must be at least 0 and finite.")
+
+
+def objective(
+    errors_SP: Tensor, scale_S: Tensor, *, contrast: float, beta: float, tau: float, trials: int = 1
+) -> Tensor:
+    """L_F of each sample. Column 0 is the current concept, column 1 is c^0, the rest are earlier ones.
+
+    With `trials` the rows are S x T, sample by sample, and errors and logits are averaged over the trials: [S].
+    At beta = 1 the normaliser of the softmax cancels: a linear, unbounded contrast.
+    """
+    denoise: Tensor = errors_SP[:, 0].unflatten(0, (-1, trials)).mean(1)
+    if contrast == 0:
+        return denoise
+    cross_entropy_SP = -scores.log_probabilities(errors_SP, scale_S, tau, trials=trials)
+    others = cross_entropy_SP[:, 1:].mean(1)
+    loss: Tensor = denoise + contrast * (cross_entropy_SP[:, 0] - beta * others)
+    return loss
+
+
+def sample_gradients(
+    student: Student, trial: scores.Trial, context_PLD: Tensor, loss: Callable[[Tensor], Tensor], *, trials: int = 1
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Each sample's gradient of its own loss in the student's weights, shapes [S, ...], and the errors [S x T, P].
+
+    `loss` maps the errors to [S]; entry s must depend on sample s's rows alone.
+    """
+    kv_PLK = student(context_PLD)
+    kv_SPLK = kv_PLK.detach().expand(len(trial.t_S) // trials, *kv_PLK.shape).clone().requires_grad_()
+    errors_SP = scores.errors(student.base, trial, kv_SPLK.repeat_interleave(trials, 0))
+    (grad_SPLK,) = torch.autograd.grad(loss(errors_SP).sum(), kv_SPLK)
+    gradients = torch.autograd.grad(kv_PLK, student.weights, grad_SPLK, is_grads_batched=True)
+    return gradients, errors_SP.detach()
+
+
+def fisher_information(
+    student: Student,
+    latents_NCHW: Tensor,
+    prompt_sets: Callable[[torch.Generator], Sequence[str]],
+    config: FisherConfig,
+    *,
+    seed: int,
+) -> TrainingState:
+    """F_n of the task just learned, scaled to mean 1.
+
+    Args:
+        student: the consolidated weights; only read.
+        latents_NCHW: the task's cached latents.
+        prompt_sets: draws a minibatch's prompts: current concept, c^0, then earlier concepts.
+        config: see there.
+        seed: of all draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scale, contexts = scores.ErrorScale(len(student.base.alphas_cumprod)), FrozenContexts(student)
+    squares = [torch.zeros_like(weight) for weight in student.weights]
+    for _ in range(config.batches):
+        picked = torch.randint(len(latents_NCHW), (config.batch_size,), generator=generator)
+        latents_SCHW = latents_NCHW[picked].repeat_interleave(config.trials, 0)
+        trial = scores.draw_trial(student.base, latents_SCHW, generator)
+        prompts = prompt_sets(generator)[: None if config.contrast else 1]  # the others only serve the contrast
+
+        def loss(errors_SP: Tensor, trial: scores.Trial = trial) -> Tensor:
+            scale.update(trial.t_S, errors_SP)
+            s = scale(trial.t_S)
+            return objective(
+                errors_SP, s, contrast=config.contrast, beta=config.beta, tau=config.tau, trials=config.trials
+            )
+
+        gradients, _ = sample_gradients(student, trial, contexts(prompts), loss, trials=config.trials)
+        squares = [total + gradient_S.square().sum(0) for total, gradient_S in zip(squares, gradients, strict=True)]
+    return normalised(*squares)
+
+
+def normalised(down_PRD: Tensor, up_KR: Tensor) -> TrainingState:
+    """Scaled so that the mean over all weights of both factors is 1; zero stays zero."""
+    mean = (down_PRD.sum() + up_KR.sum()) / (down_PRD.numel() + up_KR.numel())
+    scale = torch.where(mean > 0, 1 / mean, 0.0)
+    return TrainingState(down_PRD * scale, up_KR * scale)
+
+
+def accumulate(old: TrainingState | None, new: TrainingState, *, gamma: float) -> TrainingState:
+    """F <- gamma F + F_n."""
+    if old is None:
+        return new
+    return TrainingState(gamma * old.down_PRD + new.down_PRD, gamma * old.up_KR + new.up_KR)

@@ -1,0 +1,152 @@
+"""CLIP: which caption belongs to which picture (arXiv 2103.00020), in transformers' CLIPModel.
+
+With u_i the picture's and w_j the caption's normalised embedding and s the learned scale, the loss is the mean
+of both cross-entropies of the logits s u_i . w_j against j = i; captions that read the same count as one.
+A batch holds every concept twice, in two scenes of its own: what tells those apart (a colour, a ground, a
+companion, the medium) has to be read from the words too.
+
+The text tower is the pipeline's text encoder. It stays frozen while the U-Net learns.
+"""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from cp_train.pretrain.augment import moved, relit
+from cp_train.pretrain.captions import caption, neutral
+from cp_train.pretrain.loop import Schedule, Trainer, dice, generator
+from cp_train.pretrain.pictures import Library
+from cp_train.pretrain.render import on
+from cp_train.pretrain.scenes import Painter, tensor
+from cp_train.pretrain.splits import HELD_OUT_STYLES, Concept
+
+_SCHEDULE = Schedule(steps=1500, lr=1.5e-3, decay=0.3, weight_decay=0.1, ema=0.995, every=250)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """Size and training of CLIP."""
+
+    text_width: int = 192
+    text_layers: int = 4
+    vision_width: int = 192
+    vision_layers: int = 4
+    patch: int = 16
+    batch: int = 128
+    seed: int = 12
+    schedule: Schedule = field(default_factory=lambda: _SCHEDULE)
+
+
+def build(config: ClipConfig, tokenizer: CLIPTokenizer, size: int = 64) -> Any:
+    """An untrained CLIPModel for this tokenizer."""
+    torch.manual_seed(config.seed)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {
+        "hidden_size": config.text_width,
+        "intermediate_size": 3 * config.text_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": max(1, config.text_width // 48),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "vocab_size": len(tokenizer),
+        "projection_dim": config.text_width,
+        "pad_token_id": tokenizer.pad_token_id,
+        **ends,
+    }
+    vision = {
+        "hidden_size": config.vision_width,
+        "intermediate_size": 4 * config.vision_width,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": max(1, config.vision_width // 32),
+        "image_size": size,
+        "patch_size": config.patch,
+        "projection_dim": config.text_width,
+    }
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.text_width))
+    model.set_attn_implementation("eager")  # faster than the fused one at these lengths, on a CPU
+    return model
+
+
+def train(config: ClipConfig, tokenizer: CLIPTokenizer, painter: Painter, checkpoint: Path) -> Any:
+    """The trained CLIPModel with averaged weights."""
+    size = painter.pictures.rgba_NHW4.shape[1]
+    trainer = Trainer("clip", build(config, tokenizer, size), config.schedule, checkpoint)
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        chance = dice(config.seed, step)
+        x_BCHW, texts = batch(painter, config.batch, chance)
+        noise = generator(config.seed, step)
+        return objective(trainer.model, relit(moved(x_BCHW, noise), noise), texts, tokenizer)
+
+    trainer.run(loss)
+    return trainer.averaged()
+
+
+def batch(painter: Painter, size: int, chance: random.Random) -> tuple[Tensor, list[str]]:
+    """Pictures [B, 3, H, W] and their captions: B / 2 concepts in two scenes each."""
+    half = min(size // 2, len(painter.concepts))
+    pictures, texts = [], []
+    for concept in chance.sample(painter.concepts, half) * 2:
+        scene = painter.scene(chance, concept)
+        pictures.append(painter.paint(scene))
+        texts.append(caption(scene, chance, painter.own_colour(scene)))
+    return tensor(pictures), texts
+
+
+def objective(model: Any, x_BCHW: Tensor, texts: list[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, str]:
+    """The symmetric contrastive loss, and the share of pictures whose own caption fits best.
+
+    The padding is short here: attention is causal, so nothing behind the end token reaches the loss.
+    """
+    tokens = {"input_ids": tokenizer(texts, padding="longest", truncation=True, return_tensors="pt").input_ids}
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(pixel_values=x_BCHW, **tokens)
+    logits_BB = out.logits_per_image.float()
+    same_BB = torch.tensor([[one == other for other in texts] for one in texts])
+    target_BB = same_BB / same_BB.sum(1, keepdim=True)
+    loss = functional.cross_entropy(logits_BB, target_BB) + functional.cross_entropy(logits_BB.T, target_BB)
+    hit = same_BB.gather(1, logits_BB.argmax(1, keepdim=True)).float().mean()
+    return loss / 2, f"loss {loss.item() / 2:.3f}, top-1 {hit:.2f} of {len(texts)}"
+
+
+def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> dict[str, Tensor]:
+    """Token ids [B, L] padded to the full length and not masked: as a Stable Diffusion pipeline reads prompts."""
+    tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    return {"input_ids": tokens.input_ids}
+
+
+@torch.no_grad()
+def image_features(model: Any, x_NCHW: Tensor) -> Tensor:
+    """Normalised picture embeddings [N, D]."""
+    parts = [model.get_image_features(pixel_values=x).pooler_output for x in x_NCHW.split(64)]
+    return functional.normalize(torch.cat(parts), dim=-1)
+
+
+@torch.no_grad()
+def text_features(model: Any, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Normalised caption embeddings [N, D]."""
+    tokens = encode(tokenizer, texts)
+    return functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+
+
+def retrieval(
+    model: Any, tokenizer: CLIPTokenizer, pictures: Library, concepts: tuple[Concept, ...], gallery: int = 400
+) -> dict[str, float]:
+    """Text-to-image recall at 1 and 5 among `gallery` held-out pairs: concepts it knows in styles it never saw.
+
+    A concept may stand in the gallery in both held-out styles; either picture is a hit for its caption.
+    """
+    pairs = pictures.select(concepts, HELD_OUT_STYLES)
+    rows = sorted(dice(1).sample(range(len(pairs)), min(gallery, len(pairs))))
+    nouns = {concept.code: concept.noun for concept in concepts}
+    codes = [str(pairs.codes[row]) for row in rows]
+    images_ND = image_features(model, tensor([on(pairs.rgba_NHW4[row]) for row in rows]))
+    texts_ND = text_features(model, tokenizer, [neutral(nouns[code]) for code in codes])
+    ranked = (texts_ND @ images_ND.T).argsort(dim=1, descending=True)[:, :5].tolist()
+    hits = [[codes[column] == code for column in best] for code, best in zip(codes, ranked, strict=True)]
+    return {"at_1": sum(h[0] for h in hits) / len(hits), "at_5": sum(any(h) for h in hits) / len(hits)}

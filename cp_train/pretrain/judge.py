@@ -1,0 +1,94 @@
+"""The judge: a small image network that tells 462 things apart in styles it has never seen.
+
+It has only ever seen real artwork (of the trained and of the held-out concepts), and is trained by cross-entropy with
+label smoothing. The network itself is in `cp_train/evaluation/judge.py`, for the metrics use it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cp_train.evaluation.judge import Judge, JudgeSize
+from cp_train.pretrain.augment import bent, blurred, cut, moved, redrawn, rehued, relit, traced
+from cp_train.pretrain.loop import Schedule, Trainer, dice, generator
+from cp_train.pretrain.pictures import Library
+from cp_train.pretrain.render import Pixels, on
+from cp_train.pretrain.scenes import Painter, tensor
+
+__all__ = ["Judge", "JudgeConfig", "accuracy", "disturbed", "features", "objective", "strength", "train", "verdicts"]
+
+_SCHEDULE = Schedule(steps=6000, lr=2e-3, decay=0.4, weight_decay=0.05, ema=0.998)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(JudgeSize):
+    """Size and training of the judge."""
+
+    batch: int = 64
+    smoothing: float = 0.1
+    seed: int = 13
+    schedule: Schedule = field(default_factory=lambda: _SCHEDULE)
+
+
+def train(config: JudgeConfig, painter: Painter, checkpoint: Path) -> Judge:
+    """The trained judge of the painter's concepts, with averaged weights."""
+    torch.manual_seed(config.seed)
+    judge = Judge(config, tuple(concept.code for concept in painter.concepts))
+    trainer = Trainer("judge", judge, config.schedule, checkpoint)
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        chance, noise = dice(config.seed, step), generator(config.seed, step)
+        labels_B = torch.tensor(chance.choices(range(len(painter.concepts)), k=config.batch))
+        x_BCHW = tensor([painter.single(chance, painter.concepts[k]) for k in labels_B.tolist()])
+        hard = strength(step, config.schedule.steps)
+        return objective(judge, disturbed(x_BCHW, noise, hard), labels_B, config.smoothing)
+
+    trainer.run(loss)
+    trainer.averaged()
+    return judge
+
+
+def disturbed(x_BCHW: Tensor, chance: torch.Generator, strength: float = 1.0) -> Tensor:
+    """Everything that must not matter, changed; the changes of shape and drawing up to `strength` of 0..1."""
+    x_BCHW = bent(moved(x_BCHW, chance, turn=15 + 10 * strength), chance, by=0.08 * strength)
+    x_BCHW = relit(rehued(x_BCHW, chance), chance, by=0.35)
+    x_BCHW = traced(redrawn(x_BCHW, chance, 0.5 * strength), chance, 0.12 * strength)
+    return cut(blurred(x_BCHW, chance), chance)
+
+
+def strength(step: int, steps: int) -> float:
+    """How hard `disturbed` works: more and more over the first third of the steps."""
+    return min(1.0, 3 * step / steps)
+
+
+def objective(judge: Judge, x_BCHW: Tensor, labels_B: Tensor, smoothing: float) -> tuple[Tensor, str]:
+    """Smoothed cross-entropy, and the batch's accuracy."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits_BK = judge(x_BCHW)
+    loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=smoothing)
+    hit = (logits_BK.argmax(1) == labels_B).float().mean()
+    return loss, f"loss {loss.item():.3f}, top-1 {hit:.2f}"
+
+
+@torch.no_grad()
+def features(judge: Judge, pictures: list[Pixels], batch: int = 64) -> Tensor:
+    """Normalised features [N, D] of RGB pictures."""
+    return torch.cat([judge.features(x) for x in tensor(pictures).split(batch)])
+
+
+@torch.no_grad()
+def verdicts(judge: Judge, pictures: list[Pixels], among: tuple[str, ...] | None = None) -> list[str]:
+    """The code of what each picture shows, of all concepts or of those named."""
+    codes = among or judge.codes
+    rows = [judge.codes.index(code) for code in codes]
+    logits = features(judge, pictures) @ functional.normalize(judge.classes[rows], dim=-1).T
+    return [codes[k] for k in logits.argmax(1).tolist()]
+
+
+def accuracy(judge: Judge, pictures: Library) -> float:
+    """Top-1 among all its concepts on real pictures."""
+    said = verdicts(judge, [on(rgba) for rgba in pictures.rgba_NHW4])
+    return sum(a == str(b) for a, b in zip(said, pictures.codes, strict=True)) / max(1, len(said))

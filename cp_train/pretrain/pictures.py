@@ -1,0 +1,122 @@
+"""The picture library: every drawing that is used, rendered once, with where it came from.
+
+`pictures.npz` holds RGBA pictures [N, 64, 64, 4] with their code points and style. Besides the listed concepts it
+holds the rest of the artwork in the training styles ("scenery"), from which only the VAE learns.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cp_train.pretrain.artwork import LABELS, STYLES, Artwork, Package
+from cp_train.pretrain.progress import Progress
+from cp_train.pretrain.render import Pixels, picture
+from cp_train.pretrain.splits import HELD_OUT_STYLES, TRAIN_STYLES, Concept, concepts
+
+_LEFT_OUT_GROUPS = {1, 8, 9}  # people (hundreds of variations), symbols, flags
+
+
+@dataclass(frozen=True)
+class Library:
+    """Pictures with their labels; selections of it share its memory only where numpy does."""
+
+    rgba_NHW4: Pixels
+    codes: npt.NDArray[np.str_]
+    styles: npt.NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def select(self, wanted: Iterable[Concept], styles: Iterable[str]) -> "Library":
+        """The pictures of these concepts in these styles."""
+        codes = [concept.code for concept in wanted]
+        return self._where(np.isin(self.codes, codes) & np.isin(self.styles, list(styles)))
+
+    def for_the_vae(self) -> "Library":
+        """Everything in the training styles but the held-out concepts."""
+        secret = [concept.code for concept in concepts() if not concept.trained]
+        return self._where(~np.isin(self.codes, secret) & np.isin(self.styles, TRAIN_STYLES))
+
+    @cached_property
+    def index(self) -> dict[tuple[str, str], int]:
+        """(code, style) -> row."""
+        return {(str(c), str(s)): i for i, (c, s) in enumerate(zip(self.codes, self.styles, strict=True))}
+
+    def _where(self, mask: npt.NDArray[np.bool_]) -> "Library":
+        return Library(self.rgba_NHW4[mask], self.codes[mask], self.styles[mask])
+
+    def save(self, path: Path) -> None:
+        """Write as one npz file, whole or not at all."""
+        partial = path.with_name(path.stem + ".partial.npz")
+        np.savez(partial, rgba=self.rgba_NHW4, codes=self.codes, styles=self.styles)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Library":
+        """Read what `save` wrote."""
+        with np.load(path) as stored:
+            return cls(stored["rgba"], stored["codes"], stored["styles"])
+
+
+def library(out: Path) -> Library:
+    """The library in `out`, built from the packages the first time; writes `provenance.json` beside it."""
+    path = out / "pictures.npz"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        built = _build(Artwork(out / "packages"))
+        (out / "provenance.json").write_text(json.dumps(provenance(built), indent=1) + "\n", "utf-8")
+        built.save(path)
+    return Library.load(path)
+
+
+def provenance(pictures: Library) -> list[dict[str, str | int]]:
+    """One row a package: name, version, licence, author, and how many of its pictures each purpose uses."""
+    known = [concept.code for concept in concepts() if concept.trained]
+    secret = [concept.code for concept in concepts() if not concept.trained]
+    rows = [_origin(LABELS) | {"used": "nouns and groups"}]
+    for package in STYLES:
+        mine = pictures.codes[pictures.styles == package.style]
+        counts = Counter(trained=int(np.isin(mine, known).sum()), held_out=int(np.isin(mine, secret).sum()))
+        scenery = len(mine) - counts.total()
+        use = "measured against only" if package.style in HELD_OUT_STYLES else "training"
+        rows.append(_origin(package) | counts | {"vae_only": scenery, "used": use})
+    return rows
+
+
+def _origin(package: Package) -> dict[str, str | int]:
+    return {
+        "style": package.style,
+        "package": package.name,
+        "version": package.version,
+        "licence": package.licence,
+        "author": package.author,
+    }
+
+
+def _build(artwork: Artwork) -> Library:
+    listed = {concept.code for concept in concepts()}
+    rows = [row for package in STYLES for row in _rendered(artwork, package.style, listed)]
+    rgba, codes, styles = zip(*rows, strict=True)
+    return Library(np.stack(rgba), np.array(codes), np.array(styles))
+
+
+def _rendered(artwork: Artwork, style: str, listed: set[str]) -> Iterator[tuple[Pixels, str, str]]:
+    drawings = artwork.drawings(style)
+    scenery = style not in HELD_OUT_STYLES
+    wanted = [c for c in drawings if c in listed or (scenery and _is_scenery(artwork, c))]
+    progress = Progress(f"render {style}", len(wanted))
+    for step, key in enumerate(wanted, 1):
+        image = picture(drawings[key])
+        if image is not None:
+            yield np.asarray(image), key, style
+        progress.update(step)
+
+
+def _is_scenery(artwork: Artwork, key: str) -> bool:
+    return artwork.labels[key].group not in _LEFT_OUT_GROUPS

@@ -1,0 +1,86 @@
+"""Draws scenes at random and paints them from the library: what CLIP and the VAE learn from, and the U-Net's pool.
+
+The kinds are plain, tinted, on a coloured ground, and pairs of two subjects in one style.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cp_train.pretrain.compose import GROUNDS, TINTS, Scene, main_colour, painted
+from cp_train.pretrain.pictures import Library
+from cp_train.pretrain.render import Pixels
+from cp_train.pretrain.splits import Concept
+
+KINDS: Mapping[str, float] = {"plain": 0.52, "tint": 0.14, "ground": 0.16, "pair": 0.18}
+"""How often each kind of scene is drawn."""
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Paints scenes of `concepts` from the pictures of a library."""
+
+    pictures: Library
+    concepts: tuple[Concept, ...]
+    styles: tuple[str, ...]
+    _colours: dict[tuple[str, str], str | None] = field(default_factory=dict)
+
+    def scene(self, chance: random.Random, subject: Concept | None = None, style: str | None = None) -> Scene:
+        """A random scene, of a given subject or style if one is given."""
+        subject = subject or chance.choice(self.concepts)
+        style = style or chance.choice(self.styles_of(subject))
+        kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
+        if kind == "tint":
+            return Scene(subject=subject, style=style, tint=chance.choice(list(TINTS)))
+        if kind == "ground":
+            return Scene(subject=subject, style=style, ground=chance.choice(list(GROUNDS)))
+        if kind == "pair":
+            return Scene(subject=subject, style=style, second=self._other(chance, subject, style))
+        return Scene(subject=subject, style=style)
+
+    def single(self, chance: random.Random, subject: Concept) -> Pixels:
+        """A picture of the subject alone, in any style, on a coloured ground a third of the time [H, W, 3]."""
+        style = chance.choice(self.styles_of(subject))
+        ground = chance.choice(list(GROUNDS)) if chance.random() < 1 / 3 else None
+        return self.paint(Scene(subject=subject, style=style, ground=ground))
+
+    def pair(self, chance: random.Random, style: str) -> Scene:
+        """A random pair of subjects that the style has drawings of."""
+        drawn = [concept for concept in self.concepts if (concept.code, style) in self.pictures.index]
+        first, second = chance.sample(drawn, 2)
+        return Scene(subject=first, style=style, second=second)
+
+    def styles_of(self, concept: Concept) -> list[str]:
+        """The styles that have a drawing of the concept."""
+        return [style for style in self.styles if (concept.code, style) in self.pictures.index]
+
+    def own_colour(self, scene: Scene) -> str | None:
+        """The main colour of the scene's subject as drawn."""
+        key = scene.subject.code, scene.style
+        if key not in self._colours:
+            self._colours[key] = main_colour(self.rgba(scene.subject, scene.style))
+        return self._colours[key]
+
+    def paint(self, scene: Scene) -> Pixels:
+        """The scene's picture [H, W, 3]."""
+        second = self.rgba(scene.second, scene.style) if scene.second else None
+        return painted(scene, self.rgba(scene.subject, scene.style), second)
+
+    def _other(self, chance: random.Random, subject: Concept, style: str) -> Concept:
+        while True:
+            other = chance.choice(self.concepts)
+            if other != subject and (other.code, style) in self.pictures.index:
+                return other
+
+    def rgba(self, concept: Concept, style: str) -> Pixels:
+        """The drawing of a concept in a style [H, W, 4]."""
+        return np.asarray(self.pictures.rgba_NHW4[self.pictures.index[concept.code, style]])
+
+
+def tensor(pictures: list[Pixels]) -> Tensor:
+    """RGB pictures as one tensor [B, 3, H, W] in -1..1."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,251 @@
+"""The recipe's stages, in order; each leaves its result in the output folder and is skipped once that is there.
+
+    pictures   packages -> pictures.npz, provenance.json
+    tokenizer  captions -> tokenizer/
+    clip       -> clip/               vision -> vision/, CLIP with a finer image tower
+    vae        -> vae/                judge  -> judge/
+    pool       VAE latents of the training scenes -> pool.npz
+    unet       -> unet/
+    export     -> model/pipeline, model/clip, model/judge: float16, as shipped
+    evaluate   -> model/metrics.json, model/*.png, model/README.md
+
+Long stages keep a checkpoint in checkpoints/ and continue from it.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from cp_train.pretrain import clip, evaluate, judge, pool, tokens, unet, vae, vision
+from cp_train.pretrain.card import card
+from cp_train.pretrain.clip import ClipConfig
+from cp_train.pretrain.judge import JudgeConfig
+from cp_train.pretrain.loop import Schedule
+from cp_train.pretrain.pictures import Library, library
+from cp_train.pretrain.scenes import Painter
+from cp_train.pretrain.splits import TRAIN_STYLES, Concept, concepts
+from cp_train.pretrain.unet import UNetConfig
+from cp_train.pretrain.vae import VaeConfig
+from cp_train.pretrain.vision import VisionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All settings of one run."""
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    vae: VaeConfig = field(default_factory=VaeConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    vocabulary: int = 2400
+    captions: int = 20_000
+    variants: int = 4
+    pairs: int = 14_000
+
+    @classmethod
+    def tiny(cls, steps: int = 4) -> "Recipe":
+        """Every part as small as it goes, to try the machinery in seconds; what it makes draws nothing."""
+        brief = Schedule(steps=steps, lr=1e-3, warmup=1, every=max(1, steps // 2))
+        return cls(
+            clip=ClipConfig(
+                text_width=48, text_layers=1, vision_width=32, vision_layers=1, patch=8, batch=8, schedule=brief
+            ),
+            vision=VisionConfig(width=32, layers=1, patch=8, batch=4, schedule=brief),
+            vae=VaeConfig(channels=(8, 8), latent=4, norm_groups=4, batch=4, schedule=brief),
+            judge=JudgeConfig(widths=(8, 16), blocks=1, batch=4, schedule=brief),
+            unet=UNetConfig(channels=(8, 16), heads=2, norm_groups=4, batch=4, schedule=brief),
+            vocabulary=700,
+            captions=200,
+            variants=1,
+            pairs=16,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a recipe in one folder; `concepts` is the whole list but for tests."""
+
+    out: Path
+    recipe: Recipe
+    concepts: tuple[Concept, ...] = field(default_factory=concepts)
+
+    @property
+    def trained(self) -> tuple[Concept, ...]:
+        """What the base model learns."""
+        return tuple(concept for concept in self.concepts if concept.trained)
+
+    @cached_property
+    def pictures(self) -> Library:
+        """The picture library."""
+        return library(self.out)
+
+    @property
+    def painter(self) -> Painter:
+        """Paints what the base model learns."""
+        return Painter(self.pictures, self.trained, TRAIN_STYLES)
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The trained tokenizer."""
+        return CLIPTokenizer.from_pretrained(self.out / "tokenizer")
+
+    @property
+    def clip(self) -> Any:
+        """The trained CLIP, of which only the text tower is used further."""
+        return CLIPModel.from_pretrained(self.out / "clip").eval()
+
+    @property
+    def finer_clip(self) -> Any:
+        """The same text tower with the finer image tower: what ships."""
+        return CLIPModel.from_pretrained(self.out / "vision").eval()
+
+    @property
+    def vae(self) -> Any:
+        """The trained autoencoder."""
+        return AutoencoderKL.from_pretrained(self.out / "vae").eval()
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a long stage keeps its state."""
+        return self.out / "checkpoints" / f"{stage}.pt"
+
+    def keep(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Let `write` fill a folder, which gets its name only when it is whole."""
+        partial = self.out / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        partial.replace(self.out / name)
+
+
+def _pictures(run: Run) -> None:
+    library(run.out)
+
+
+def _tokenizer(run: Run) -> None:
+    texts = tokens.corpus(run.painter, run.recipe.captions)
+    run.keep("tokenizer", tokens.build(texts, run.recipe.vocabulary).save_pretrained)
+
+
+def _clip(run: Run) -> None:
+    model = clip.train(run.recipe.clip, run.tokenizer, run.painter, run.checkpoint("clip"))
+    run.keep("clip", model.save_pretrained)
+
+
+def _vision(run: Run) -> None:
+    model = vision.train(run.recipe.vision, run.clip, run.tokenizer, run.painter, run.checkpoint("vision"))
+    run.keep("vision", model.save_pretrained)
+
+
+def _vae(run: Run) -> None:
+    model = vae.train(run.recipe.vae, run.pictures.for_the_vae(), run.checkpoint("vae"))
+    run.keep("vae", model.save_pretrained)
+
+
+def _judge(run: Run) -> None:
+    painter = Painter(run.pictures, run.concepts, TRAIN_STYLES)
+    run.keep("judge", judge.train(run.recipe.judge, painter, run.checkpoint("judge")).save)
+
+
+def _pool(run: Run) -> None:
+    made = pool.build(run.painter, run.vae, variants=run.recipe.variants, pairs=run.recipe.pairs)
+    made.save(run.out / "pool.npz")
+
+
+def _unet(run: Run) -> None:
+    latents = pool.Pool.load(run.out / "pool.npz", run.trained)
+    model = unet.train(run.recipe.unet, latents, run.clip.text_model, run.tokenizer, run.checkpoint("unet"))
+    run.keep("unet", model.save_pretrained)
+
+
+def _export(run: Run) -> None:
+    """What ships: float16 weights whose text towers say float32, the precision the other parts load in by default."""
+
+    def write(folder: Path) -> None:
+        pipeline(run).to(dtype=torch.float16).save_pretrained(folder / "pipeline")
+        run.finer_clip.half().save_pretrained(folder / "clip")
+        run.tokenizer.save_pretrained(folder / "clip")
+        shutil.copytree(run.out / "judge", folder / "judge")
+        for config in (folder / "pipeline/text_encoder/config.json", folder / "clip/config.json"):
+            config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
+
+    run.keep("model", write)
+
+
+def pipeline(run: Run, denoiser: Any = None) -> Any:
+    """The Stable Diffusion pipeline of the trained parts, or with another U-Net."""
+    whole = run.clip
+    text = CLIPTextModel(whole.config.text_config)
+    text.load_state_dict(whole.text_model.state_dict())
+    built = StableDiffusionPipeline(
+        vae=run.vae,
+        text_encoder=text.eval(),
+        tokenizer=run.tokenizer,
+        unet=denoiser or UNet2DConditionModel.from_pretrained(run.out / "unet").eval(),
+        scheduler=unet.noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    built.set_progress_bar_config(disable=True)
+    return built
+
+
+def _evaluate(run: Run) -> None:
+    folder = run.out / "model"
+    whole = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
+    whole.set_progress_bar_config(disable=True)
+    models = evaluate.Models(whole, run.finer_clip, judge.Judge.load(folder / "judge"))
+    metrics = evaluate.measure(models, run.pictures, run.concepts, folder)
+    sources = json.loads((run.out / "provenance.json").read_text("utf-8"))
+    (folder / "README.md").write_text(card(metrics, sources), "utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What makes it, what it leaves in the folder, and the stages it needs."""
+
+    make: Callable[[Run], None]
+    result: str
+    needs: tuple[str, ...] = ()
+
+
+STAGES = {
+    "pictures": Stage(_pictures, "pictures.npz"),
+    "tokenizer": Stage(_tokenizer, "tokenizer", ("pictures",)),
+    "clip": Stage(_clip, "clip", ("tokenizer",)),
+    "vae": Stage(_vae, "vae", ("pictures",)),
+    "judge": Stage(_judge, "judge", ("pictures",)),
+    "pool": Stage(_pool, "pool.npz", ("vae",)),
+    "unet": Stage(_unet, "unet", ("pool", "clip")),
+    "vision": Stage(_vision, "vision", ("clip",)),
+    "export": Stage(_export, "model", ("unet", "vision", "judge")),
+    "evaluate": Stage(_evaluate, "model/metrics.json", ("export",)),
+}
+"""The recipe, in order."""
+
+
+def run_stage(run: Run, name: str) -> bool:
+    """Make one stage unless its result is there; says whether it was made.
+
+    Raises:
+        FileNotFoundError: a stage it needs has not been made.
+    """
+    stage = STAGES[name]
+    if (run.out / stage.result).exists():
+        return False
+    missing = [needed for needed in stage.needs if not (run.out / STAGES[needed].result).exists()]
+    if missing:
+        raise FileNotFoundError(f"{name} needs {' and '.join(missing)} in {run.out}: make that first, or all stages")
+    run.out.mkdir(parents=True, exist_ok=True)
+    stage.make(run)
+    return True

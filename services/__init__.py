@@ -1,0 +1,1 @@
+"""What training and serving stand on, and every border to the outside."""

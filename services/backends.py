@@ -1,0 +1,119 @@
+"""Where the local stack keeps its registry and its artifacts.
+
+`embedded`     SQLite and a directory, in our home: nothing to install
+`postgres-s3`  a PostgreSQL server and an S3-compatible one, started beside MLflow: what a cluster has, on one machine
+
+The choice is remembered in `<home>/backend`, so that every later command finds it.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.errors import ConflictError
+from services.objects import make_bucket
+from services.postgres import make_postgres, passwords, postgres_command, postgres_folder, postgres_ready
+from services.seaweedfs import PORTS, make_owner, read_owner, weed_command, weed_ready
+from services.settings import Settings
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server of a backend.
+
+    Attributes:
+        prepare: makes what it needs; called before each start.
+        ready: whether it takes requests.
+        ports: those it listens on -> the setting that moves them.
+    """
+
+    name: str
+    command: Callable[[], Sequence[str]]
+    prepare: Callable[[], None]
+    ready: Callable[[], bool]
+    ports: Mapping[int, str]
+
+
+def backend_servers(settings: Settings) -> tuple[Server, ...]:
+    """The servers that the backend needs besides MLflow, in the order in which they start."""
+    if settings.backend == "embedded":
+        return ()
+    postgres = Server(
+        "postgres",
+        lambda: postgres_command(settings),
+        lambda: make_postgres(settings),
+        lambda: postgres_ready(settings),
+        {settings.postgres_port: "PALIMPSEST_POSTGRES_PORT"},
+    )
+    ports = [settings.s3_port + index for index in range(len(PORTS))]
+    s3 = Server(
+        "s3",
+        lambda: weed_command(s3_folder(settings), ports, host=settings.host),
+        lambda: _lend(settings),
+        lambda: (
+            weed_ready(ports, host=settings.host) and make_bucket(settings.store_uri, endpoint=settings.s3_endpoint)
+        ),
+        dict.fromkeys(ports, "PALIMPSEST_S3_PORT"),
+    )
+    return postgres, s3
+
+
+def s3_folder(settings: Settings) -> Path:
+    """Where the local S3 server keeps its objects."""
+    return settings.home / "s3"
+
+
+def _lend(settings: Settings) -> None:
+    make_owner(s3_folder(settings))
+    os.environ.update(backend_environment(settings))
+
+
+def backend_environment(settings: Settings) -> dict[str, str]:
+    """The variables with which this process and its children reach the backend; none for `embedded`."""
+    owner = read_owner(s3_folder(settings))
+    if settings.backend == "embedded" or owner is None:
+        return {}
+    return {
+        "PGPASSFILE": str(passwords(settings)),
+        "AWS_ACCESS_KEY_ID": owner.access_key,
+        "AWS_SECRET_ACCESS_KEY": owner.secret_key,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+@contextmanager
+def backend_reached(settings: Settings) -> Iterator[None]:
+    """Have the backend's variables for the body of a `with`."""
+    before = dict(os.environ)
+    os.environ.update(backend_environment(settings))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def remember(settings: Settings) -> None:
+    """Make the backend the one of every later command."""
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (settings.home / "backend").write_text(f"{settings.backend}\n")
+
+
+def check_choice(settings: Settings) -> None:
+    """Refuse to start on an empty backend while another one of this home has the lineages.
+
+    Raises:
+        ConflictError: it has.
+    """
+    here = {"embedded": settings.home / "mlflow.db"}
+    if settings.backend == "postgres-s3" or here["embedded"].exists():
+        here["postgres-s3"] = postgres_folder(settings) / "data"
+    others = [name for name, path in here.items() if name != settings.backend and path.exists()]
+    if others and not here[settings.backend].exists():
+        raise ConflictError(
+            f"The lineages of {settings.home} are in the backend `{others[0]}`: "
+            f"`palimpsest migrate --backend {settings.backend}` moves them.",
+            param="backend",
+        )

@@ -1,0 +1,72 @@
+"""What MLflow's pages say of a version and of a lineage, in Markdown, for people who know no other tool of ours."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from urllib.parse import quote
+
+from services.manifest import Manifest
+from services.tree import draw_tree
+from services.versions import Verdict, VersionInfo
+
+_NEWEST = 200  # versions in a lineage's tree: a description has a limit, and so has a reader
+
+
+def describe_version(manifest: Manifest, *, verdict: Verdict, job: str, experiment_id: str, pictures: str = "") -> str:
+    """A version's page.
+
+    Args:
+        manifest: of the version.
+        verdict: what the gate said.
+        job: id of the job; empty if there was none.
+        experiment_id: of its run.
+        pictures: path of a picture among its run's artifacts; empty for none.
+    """
+    content, origin = manifest.content, manifest.provenance
+    newest = content.concepts[-1]
+    noun = f" ({_plain(newest.noun)})" if newest.noun else ""
+    parent = f"[version {origin.parent}](#/models/{content.lineage}/versions/{origin.parent})"
+    rows = {
+        "knows": " ".join(_code(f"<{concept.name}>") for concept in content.concepts),
+        "parent": "none, a first version" if origin.parent is None else parent,
+        "method": _code(origin.method),
+        "gate": "passed" if verdict.passed else f"failed: {_plain('; '.join(verdict.reasons))}",
+        "base model": f"{_plain(content.base.id)} {_code(content.base.revision)}",
+        "digest": _code(manifest.digest),
+        "run": f"[curves, settings and pictures](#/experiments/{experiment_id}/runs/{origin.run_id})",
+        "job": _code(job) if job else "none",
+    }
+    rows |= {_plain(name): f"{value:.4g}" for name, value in sorted(origin.metrics.items())}
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    source = f"get-artifact?path={quote(pictures, safe='')}&run_uuid={origin.run_id}"
+    picture = ["", f"![one row a concept, as this version draws it]({source})"] if pictures else []
+    return "\n".join([f"Learned {_code(f'<{newest.name}>')}{noun}.", "", *table, *picture])
+
+
+def describe_lineage(lineage: str, versions: Sequence[VersionInfo]) -> str:
+    """A lineage's page: its tree, and what moving an alias does."""
+    shown = [asdict(version) for version in versions][-_NEWEST:]
+    older = len(versions) - len(shown)
+    return "\n".join(
+        [
+            f"Concepts of {_code(lineage)}, learned one after the other. Each version grew from its parent:",
+            "",
+            "```",
+            *([f"… {older} older versions"] if older else []),
+            *draw_tree(shown),
+            "```",
+            "",
+            "`live` is what is served, and what the next concept is learned on. Move it to another version to roll "
+            "back or forward: what is served follows within seconds. `candidate` is the newest version that was not "
+            "promoted.",
+        ]
+    )
+
+
+def _code(text: str) -> str:
+    return f"`{' '.join(text.replace('`', ' ').split())}`"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown takes for nothing else, on one line."""
+    escaped = "".join(f"&#{ord(letter)};" if letter in "<>|&*_`[]!\\" else letter for letter in text)
+    return " ".join(escaped.split())

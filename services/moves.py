@@ -1,0 +1,324 @@
+"""The aliases of a lineage that move, and the record of every move.
+
+MLflow has no compare-and-set, so moves are put in order by the audit log (`audit.py`), which has one: a move is first
+written down, which of two at once only one can do as the next entry, then carried out, then marked in a tag of the
+registered model as carried out. Whoever finds a later entry afterwards lets that one win. What an alias does without
+an entry was done in MLflow itself; the next reader writes it down as such.
+
+One race is left, and docs/operations.md tells of it: a move made in MLflow itself in the milliseconds between the last
+look of `promote` and its write is overruled.
+"""
+
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from services.audit import UNKNOWN, AuditLog, Entry, Via, current_user
+from services.canary import CANARY, PERCENT_TAG
+from services.catalogue import CANDIDATE, LIVE, Catalogue
+from services.errors import ConflictError, InputError, NotFoundError, PalimpsestError
+from services.objects import ObjectStore
+from services.settings import Settings
+from services.versions import DELETED_MARK, TAG, VersionInfo
+
+FOUND = "moved in MLflow, not through Palimpsest"
+"""Reason in the log of a move that nobody gave a reason for."""
+
+_RECORDED = (LIVE, CANDIDATE, CANARY)
+_SETTLING = 30.0  # seconds that a move may take from its entry to its mark
+_QUIET = 60.0  # seconds until the log is tried again when it could not be written
+_NONE = "none"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Why:
+    """Who wants something, why, and by which way."""
+
+    actor: str = ""
+    reason: str = ""
+    via: Via = "person"
+    undoes: int | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The tag that says which entry was carried out last, and where that left the alias: `12:3`, `12:none`."""
+
+    entry: int
+    number: int | None
+
+    @staticmethod
+    def of(model: Any, alias: str) -> "Mark":
+        """What a registered model's tag says; nothing readable counts as nothing."""
+        entry, _, number = model.tags.get(_mark_tag(alias), "").partition(":")
+        if not entry.isdecimal() or not (number.isdecimal() or number == _NONE):
+            return Mark(0, None)
+        return Mark(int(entry), None if number == _NONE else int(number))
+
+
+class Moves(Catalogue):
+    """Moves aliases, and tells who moved them. Raises as `Catalogue` does."""
+
+    def __init__(self, settings: Settings, store: ObjectStore) -> None:
+        super().__init__(settings, store)
+        self._audit = AuditLog(store)
+        self._quiet_until = 0.0
+
+    def promote(self, lineage: str, number: int, *, expected: int | None, actor: str = "", reason: str = "") -> bool:
+        """Make a new version `live` if `live` still is `expected`; else it stays `candidate`.
+
+        A repeat of a promotion that somebody has rolled back since changes nothing.
+
+        Args:
+            lineage: name.
+            number: the new version.
+            expected: number of the version that it was trained on; None if there was no live version.
+            actor: who asked for it; empty: the user that this process belongs to.
+            reason: why; kept.
+
+        Returns:
+            Whether the version is live.
+
+        Raises:
+            NotFoundError: no such lineage or version.
+        """
+        why = Why(actor=actor, reason=reason or "learned and passed its gate", via="job")
+        while True:
+            tail = self._audit.tail(lineage)
+            info = self.version(lineage, number)
+            standing = self._standing(lineage, LIVE)
+            if standing != number and (standing != expected or info.promoted):
+                self._propose(info)
+                return False
+            if self._move(lineage, LIVE, number, why, tail=tail):
+                self._crown(lineage, number, why)
+                return self.aliases(lineage).get(LIVE) == number
+
+    def set_live(self, lineage: str, number: int, *, actor: str = "", reason: str = "") -> None:
+        """Make any version `live`, whatever was: a person's promotion or roll-back.
+
+        Args:
+            lineage: name.
+            number: the version.
+            actor: who wants it; empty: the user that this process belongs to.
+            reason: why; kept.
+
+        Raises:
+            NotFoundError: no such lineage or version.
+            RefusedError: the version's manifest does not stand verification.
+            ConflictError: the version is being deleted.
+        """
+        self._person_moves(lineage, number, Why(actor=actor, reason=reason))
+
+    def undo(self, lineage: str, *, actor: str = "", reason: str = "") -> int:
+        """Take back the newest move of `live` that was not taken back yet; returns the version that is live now.
+
+        Raises:
+            NotFoundError: there is no move to take back, or no version to go back to.
+            RefusedError, ConflictError: as `set_live`.
+        """
+        moves = [entry for entry in self.history(lineage) if entry.alias == LIVE]
+        standing: list[Entry] = []
+        for entry in moves:
+            if entry.undoes is None:
+                standing.append(entry)
+            else:
+                standing = [earlier for earlier in standing if earlier.number != entry.undoes]
+        if not standing or standing[-1].before is None:
+            raise NotFoundError(f"There is no move of `{lineage}` to take back; name a version to promote.")
+        last = standing[-1]
+        why = Why(actor=actor, reason=reason or f"undo of entry {last.number}", undoes=last.number)
+        assert last.before is not None
+        self._person_moves(lineage, last.before, why)
+        return last.before
+
+    def clear_live(self, lineage: str, *, actor: str = "", reason: str = "") -> None:
+        """Leave the lineage without a `live` version, so that its next concept begins from nothing; may be repeated.
+
+        Raises:
+            NotFoundError: no such lineage.
+        """
+        self._move(lineage, LIVE, None, Why(actor=actor, reason=reason))
+
+    def may_begin(self, lineage: str) -> bool:
+        """Whether a lineage may begin from nothing: no version is live, as none ever was, or it was cleared on purpose.
+
+        Raises:
+            NotFoundError: no such lineage.
+        """
+        if LIVE in self.aliases(lineage):
+            return False
+        last = self._audit.last_move(lineage, LIVE)
+        cleared = last is not None and last.after is None and last.via == "person"
+        return cleared or not any(version.promoted for version in self.versions(lineage))
+
+    def set_canary(self, lineage: str, number: int, percent: float, *, actor: str = "", reason: str = "") -> None:
+        """Send a share of the lineage's requests to a version.
+
+        Raises:
+            InputError: a share that is not between 0 and 100, both excluded.
+            NotFoundError: no such lineage or version.
+            RefusedError: the version's manifest does not stand verification.
+        """
+        if not 0 < percent < 100:  # noqa: PLR2004
+            raise InputError("canary_percent: more than 0 and less than 100.", param="canary_percent")
+        self.manifest(lineage, number)
+        self._server.ask(self._client.set_registered_model_tag, lineage, PERCENT_TAG, f"{percent:g}")
+        self._move(lineage, CANARY, number, Why(actor=actor, reason=reason))
+
+    def end_canary(self, lineage: str, number: int | None = None, *, actor: str = "", reason: str = "") -> None:
+        """Send all requests to `live` again, unless `number` is given and the canary is another; may be repeated.
+
+        Raises:
+            NotFoundError: no such lineage.
+        """
+        named = self.aliases(lineage).get(CANARY)
+        if named is not None and number in {None, named}:
+            self._move(lineage, CANARY, None, Why(actor=actor, reason=reason))
+
+    def history(self, lineage: str) -> list[Entry]:
+        """Who did what to a lineage, oldest first; what was done in MLflow itself is found out and written down first.
+
+        Raises:
+            NotFoundError: no such lineage.
+            RefusedError: the log was changed.
+        """
+        model = self._lineage(lineage)
+        for alias in _RECORDED:
+            self._write_down(model, alias)
+        return self._audit.entries(lineage)
+
+    def _person_moves(self, lineage: str, number: int, why: Why) -> None:
+        self.manifest(lineage, number)
+        before = self.aliases(lineage).get(LIVE)
+        self._move(lineage, LIVE, number, why)
+        try:
+            self._crown(lineage, number, why)
+        except (
+            NotFoundError
+        ):  # marked as deleted between our look and our move (`retention.py` looks the other way round)
+            self._move(lineage, LIVE, before, Why(actor=why.actor, reason=f"version {number} was deleted", via=why.via))
+            raise ConflictError(f"Version {number} of `{lineage}` is being deleted.", param="version") from None
+
+    def _crown(self, lineage: str, number: int, why: Why) -> None:
+        """Tags of a version that has just become live; it is no candidate any more."""
+        if DELETED_MARK in self._server.ask(self._client.get_model_version, lineage, str(number)).tags:
+            raise NotFoundError(f"Version {number} of `{lineage}` is being deleted.", param="version")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        tags = {"promoted": now, "promoted_by": why.actor or current_user(), "promoted_because": why.reason}
+        for key, value in tags.items():
+            self._server.ask(self._client.set_model_version_tag, lineage, str(number), f"{TAG}{key}", value)
+        if self.aliases(lineage).get(CANDIDATE) == number:
+            self._move(lineage, CANDIDATE, None, Why(actor=why.actor, reason="it is live", via=why.via))
+        self._tell(lineage)
+
+    def _tell(self, lineage: str) -> None:
+        """Renew what MLflow's page of the lineage says."""
+
+    def _propose(self, info: VersionInfo) -> None:
+        """Call a version `candidate` unless a newer one is, or it has had its turn."""
+        aliases = self.aliases(info.lineage)
+        if info.promoted or aliases.get(LIVE) == info.number or aliases.get(CANDIDATE, 0) >= info.number:
+            return
+        self._move(info.lineage, CANDIDATE, info.number, Why(reason="newest version", via="job"))
+
+    def _move(
+        self, lineage: str, alias: str, number: int | None, why: Why, *, tail: tuple[Entry, ...] | None = None
+    ) -> bool:
+        """Write a move down, carry it out, and let a later one win; False if `tail` was not the log's end any more."""
+        before = self.aliases(lineage).get(alias)
+        if before == number:
+            return True
+        entry = self._audit.append(
+            lineage,
+            after=tail,
+            alias=alias,
+            before=before,
+            to=number,
+            actor=why.actor,
+            reason=why.reason,
+            via=why.via,
+            undoes=why.undoes,
+        )
+        if entry is None:
+            return False
+        self._carry_out(lineage, entry)
+        while (last := self._audit.last_move(lineage, alias)) and last.number > entry.number:
+            entry = last
+            self._carry_out(lineage, entry)
+        return True
+
+    def _carry_out(self, lineage: str, entry: Entry) -> None:
+        if entry.after is None:
+            with suppress(NotFoundError):  # it is gone already
+                self._server.ask(self._client.delete_registered_model_alias, lineage, entry.alias)
+        else:
+            self._server.ask(self._client.set_registered_model_alias, lineage, entry.alias, str(entry.after))
+        self._mark(lineage, entry)
+
+    def _mark(self, lineage: str, entry: Entry) -> None:
+        value = f"{entry.number}:{_NONE if entry.after is None else entry.after}"
+        self._server.ask(self._client.set_registered_model_tag, lineage, _mark_tag(entry.alias), value)
+
+    def _standing(self, lineage: str, alias: str) -> int | None:
+        """Where an alias is, or is about to be: a move that was written down a moment ago counts as done."""
+        model = self._lineage(lineage)
+        last = self._audit.last_move(lineage, alias)
+        if last and last.number > Mark.of(model, alias).entry and last.age() < _SETTLING:
+            return last.after
+        return _number(model, alias)
+
+    def _models(self) -> list[Any]:
+        models = super()._models()
+        for model in models:
+            self._notice(model)
+        return models
+
+    def _lineage(self, lineage: str) -> Any:
+        model = super()._lineage(lineage)
+        self._notice(model)
+        return model
+
+    def _notice(self, model: Any) -> None:
+        """Write down what was done in MLflow itself. Costs nothing where nothing was, and never fails a reader."""
+        moved = [alias for alias in _RECORDED if _number(model, alias) != Mark.of(model, alias).number]
+        if not moved or time.monotonic() < self._quiet_until:
+            return
+        try:
+            for alias in moved:
+                self._write_down(model, alias)
+        except PalimpsestError as error:
+            self._quiet_until = time.monotonic() + _QUIET
+            _log.warning("a move of %s in MLflow is not in the audit log yet: %s", model.name, error.message)
+
+    def _write_down(self, model: Any, alias: str) -> None:
+        """Bring the log up to where an alias is, unless a move of it is under way."""
+        lineage, now, mark = model.name, _number(model, alias), Mark.of(model, alias)
+        tail = self._audit.tail(lineage)
+        last = self._audit.last_move(lineage, alias)
+        if last is None and now is None:
+            return
+        if last is None or last.after != now:
+            if last and last.number > mark.entry and last.age() < _SETTLING:
+                return
+            before = last.after if last else None
+            last = self._audit.append(
+                lineage, after=tail, alias=alias, before=before, to=now, actor=UNKNOWN, reason=FOUND, via="found"
+            )
+            if last is None:
+                return  # somebody else writes; the next reader looks again
+            _log.warning("%s: %s is at %s, moved in MLflow itself", lineage, alias, now)
+        if mark != Mark(last.number, now):
+            self._mark(lineage, last)
+
+
+def _number(model: Any, alias: str) -> int | None:
+    return int(model.aliases[alias]) if alias in model.aliases else None
+
+
+def _mark_tag(alias: str) -> str:
+    return f"{TAG}recorded.{alias}"

@@ -1,0 +1,260 @@
+"""What may be forgotten: concepts, versions, abandoned branches, and the files of versions that never were.
+
+A version is deleted in steps that can be taken again after a kill: the deletion is written into the audit log, the
+version is marked (from then on nobody sees it), its run's artifacts are deleted and the folder is listed to see that
+they are gone, then MLflow deletes the version and its run. A version that is live, or that others were learned on, is
+not deleted; whoever makes it live at the same moment is told (`moves.py` looks at the mark after its move, this file at
+the aliases after the mark: one of the two sees the other).
+"""
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from services.audit import Entry
+from services.catalogue import CANDIDATE, DELETED_TAG, LIVE
+from services.errors import ConflictError, InputError, NotFoundError, UnavailableError
+from services.lease import Lease, lease
+from services.lineage import Registry, VersionInfo
+from services.manifest import check_name
+from services.moves import Why
+from services.objects import ObjectStore
+from services.runs import ADAPTER_FOLDER, ARTIFACTS
+from services.settings import Settings
+from services.versions import DELETED_MARK
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What forgetting a concept left.
+
+    Attributes:
+        live: the version that is live now: the last on its branch that never knew the concept; None: there is none, so
+            the next concept begins anew.
+        resubmit: concepts learned after it on the branch, which the live version does not know any more.
+        knowing: versions that still know the concept.
+        deleted: versions that were deleted.
+    """
+
+    live: int | None
+    resubmit: tuple[str, ...]
+    knowing: tuple[int, ...]
+    deleted: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What of a lineage may be deleted.
+
+    Attributes:
+        versions: of abandoned branches, newest first.
+        unfinished: versions whose deletion was interrupted.
+        orphans: runs that wrote a version's files and never registered it.
+    """
+
+    versions: tuple[int, ...]
+    unfinished: tuple[int, ...]
+    orphans: tuple[str, ...]
+
+
+class Retention(Registry):
+    """A registry that can also delete. Raises as `Registry` does, and BusyError while a job learns in the lineage."""
+
+    def __init__(self, settings: Settings, store: ObjectStore) -> None:
+        super().__init__(settings, store)
+        self._ttl = settings.lease_seconds
+
+    def forget(
+        self, lineage: str, concept: str, *, delete: bool = False, actor: str = "", reason: str = ""
+    ) -> Forgotten:
+        """Go back to the last version of the live branch that never knew a concept.
+
+        What was learned after the concept was learned on weights that knew it, so it cannot be kept; the next concept
+        grows a new branch.
+
+        Args:
+            lineage: name.
+            concept: name.
+            delete: delete every version that knows the concept, on all branches; there is no way back.
+            actor, reason: for the audit log.
+
+        Raises:
+            NotFoundError: no such lineage, or no version of it knows the concept.
+        """
+        versions = {version.number: version for version in self.versions(lineage)}
+        knowing = [number for number, version in versions.items() if concept in version.concepts]
+        if not knowing:
+            raise NotFoundError(f"No version of `{lineage}` knows <{check_name(concept, 'name')}>.", param="name")
+        live = versions.get(self.aliases(lineage).get(LIVE, 0))
+        clean = live
+        while clean is not None and concept in clean.concepts:
+            clean = versions.get(clean.parent or 0)
+        reason = reason or f"forget <{concept}>"
+        for number in knowing:
+            self.end_canary(lineage, number, actor=actor, reason=reason)
+        if live is not None and clean is None:
+            self.clear_live(lineage, actor=actor, reason=reason)
+        elif live is not None and clean is not None and clean is not live:
+            self.set_live(lineage, clean.number, actor=actor, reason=reason)
+        known = clean.concepts if clean else ()
+        lost = tuple(name for name in (live.concepts if live else ()) if name not in {*known, concept})
+        deleted = self._delete_all(lineage, reversed(knowing), actor, reason) if delete else ()
+        left = tuple(number for number in knowing if number not in deleted)
+        return Forgotten(clean.number if clean else None, lost, left, deleted)
+
+    def delete(self, lineage: str, number: int, *, actor: str = "", reason: str = "") -> None:
+        """Delete a version, its files and its run; a deletion that was interrupted is finished.
+
+        Raises:
+            NotFoundError: no such lineage or version.
+            ConflictError: it is live or has a share of the requests, or other versions were learned on it.
+            UnavailableError: some of its files are still there: try again.
+        """
+        with self._writing(lineage) as writer:
+            self._delete(lineage, number, Why(actor=actor, reason=reason), writer)
+
+    def garbage(self, lineage: str, *, days: float) -> Garbage:
+        """What may be deleted: branches that nothing points at and nothing happened to for so many days.
+
+        A version that has an alias, was made or moved to or from since then, or has such a descendant is kept.
+
+        Raises:
+            NotFoundError: no such lineage.
+            InputError: a negative number of days.
+        """
+        if days < 0:
+            raise InputError("days: give 0 or more.", param="days")
+        since = datetime.now(UTC) - timedelta(days=days)
+        abandoned = find_abandoned(self.versions(lineage), self.history(lineage), since)
+        return Garbage(abandoned, self._unfinished(lineage), self._orphans(lineage, since))
+
+    def collect(self, lineage: str, garbage: Garbage, *, days: float, actor: str = "") -> Garbage:
+        """Delete garbage, as far as it still is; returns what was deleted.
+
+        Raises:
+            NotFoundError: no such lineage.
+            UnavailableError: some files are still there: try again.
+        """
+        why = Why(actor=actor, reason=f"abandoned for {days:g} days")
+        with self._writing(lineage) as writer:
+            now = self.garbage(lineage, days=days)
+            versions = tuple(number for number in now.versions if number in garbage.versions)
+            for number in (*now.unfinished, *versions):
+                self._delete(lineage, number, why, writer)
+            orphans = tuple(run_id for run_id in now.orphans if run_id in garbage.orphans)
+            for run_id in orphans:
+                writer.check()
+                self._empty(f"{self._folder(self._run(run_id))}/{ADAPTER_FOLDER}")
+        return Garbage(versions, now.unfinished, orphans)
+
+    @contextmanager
+    def _writing(self, lineage: str) -> Iterator[Lease]:
+        """Be the lineage's one writer: nothing is deleted below a job."""
+        self.aliases(lineage)
+        holder = f"{socket.gethostname()}:{os.getpid()} deleting"
+        with lease(self._store, lineage, ttl=self._ttl, holder=holder, timeout=0) as writer:
+            yield writer
+
+    def _delete_all(self, lineage: str, numbers: Iterator[int], actor: str, reason: str) -> tuple[int, ...]:
+        deleted = []
+        with self._writing(lineage) as writer:
+            for number in numbers:
+                self._delete(lineage, number, Why(actor=actor, reason=reason), writer)
+                deleted.append(number)
+        return tuple(deleted)
+
+    def _delete(self, lineage: str, number: int, why: Why, writer: Lease) -> None:
+        if number not in self._unfinished(lineage):
+            self._condemn(lineage, number, why)
+        writer.check()
+        entity = self._server.ask(self._client.get_model_version, lineage, str(number))
+        alone = len(self._search(f"run_id = '{entity.run_id}'")) == 1  # else somebody registered another's files
+        if alone:
+            with suppress(NotFoundError):  # the run was deleted for good in MLflow
+                self._empty(self._folder(self._run(entity.run_id)))
+        self._note_deleted(lineage, number)
+        self._server.ask(self._client.delete_model_version, lineage, str(number))
+        if alone:
+            with suppress(NotFoundError):
+                self._server.ask(self._client.delete_run, entity.run_id)
+        self._tell(lineage)
+
+    def _condemn(self, lineage: str, number: int, why: Why) -> None:
+        """Mark a version as being deleted, unless it is in use."""
+        info = self.version(lineage, number)
+        children = [version.number for version in self.versions(lineage) if version.parent == number]
+        if children:
+            raise ConflictError(f"Version {number} of `{lineage}` has versions learned on it: {children}.")
+        _refuse_named(info.lineage, number, info.aliases)
+        self._audit.append(lineage, action="delete", before=number, actor=why.actor, reason=why.reason, via=why.via)
+        if CANDIDATE in info.aliases:
+            self._move(lineage, CANDIDATE, None, why)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._server.ask(self._client.set_model_version_tag, lineage, str(number), DELETED_MARK, now)
+        names = [alias for alias, named in self.aliases(lineage).items() if named == number]
+        try:
+            _refuse_named(lineage, number, names)
+        except ConflictError:
+            self._server.ask(self._client.delete_model_version_tag, lineage, str(number), DELETED_MARK)
+            raise
+
+    def _note_deleted(self, lineage: str, number: int) -> None:
+        """Tell those who have a copy (`deleted`)."""
+        gone = {number, *self.deleted().get(lineage, ())}
+        value = ",".join(map(str, sorted(gone)))
+        self._server.ask(self._client.set_registered_model_tag, lineage, DELETED_TAG, value)
+
+    def _empty(self, folder: str) -> None:
+        """Delete a folder of the store, and list it to see that it is gone."""
+        self._store.delete_prefix(f"{folder}/")
+        if left := list(self._store.list(f"{folder}/")):
+            raise UnavailableError(f"{len(left)} objects in {folder} could not be deleted: try again.")
+
+    def _unfinished(self, lineage: str) -> tuple[int, ...]:
+        found = self._search(f"name = '{lineage}'")
+        return tuple(sorted(int(entity.version) for entity in found if DELETED_MARK in entity.tags))
+
+    def _orphans(self, lineage: str, since: datetime) -> tuple[str, ...]:
+        """Runs begun before `since` that wrote a version's files, without a version."""
+        experiment = self._server.ask(self._client.get_experiment_by_name, f"palimpsest/{lineage}")
+        if experiment is None:
+            return ()
+        prefix = f"{ARTIFACTS}/{experiment.experiment_id}/"
+        keys = (key.removeprefix(prefix).split("/") for key in self._store.list(prefix))
+        wrote = {key[0] for key in keys if key[1:3] == ["artifacts", ADAPTER_FOLDER]}
+        published = {entity.run_id for entity in self._search(f"name = '{lineage}'")}
+        return tuple(run_id for run_id in sorted(wrote - published) if self._begun_before(run_id, since))
+
+    def _begun_before(self, run_id: str, since: datetime) -> bool:
+        try:
+            run: Any = self._run(run_id)
+        except NotFoundError:
+            return False  # not ours to judge
+        return bool(run.info.start_time / 1000 < since.timestamp())
+
+
+def find_abandoned(versions: Sequence[VersionInfo], history: Sequence[Entry], since: datetime) -> tuple[int, ...]:
+    """Versions that nothing points at, nothing happened to since, and no kept version was learned on; newest first."""
+    parents = {version.number: version.parent for version in versions}
+    moves = [entry for entry in history if datetime.fromisoformat(entry.at) >= since]
+    moved = {number for entry in moves for number in (entry.before, entry.after)}
+    kept: set[int] = set()
+    for version in versions:
+        if version.aliases or version.created >= since or version.number in moved:
+            number: int | None = version.number
+            while number in parents and number not in kept:
+                kept.add(number)
+                number = parents[number]
+    return tuple(sorted(parents.keys() - kept, reverse=True))
+
+
+def _refuse_named(lineage: str, number: int, aliases: Sequence[str]) -> None:
+    used = [alias for alias in aliases if alias != CANDIDATE]
+    if used:
+        raise ConflictError(
+            f"Version {number} of `{lineage}` is {' and '.join(used)}; move that first.", param="version"
+        )

@@ -1,0 +1,104 @@
+"""Logs and traces, without prompts, pictures or secrets.
+
+A log line is one event on stderr, as text or as a JSON object, with the id of the HTTP request that it belongs to.
+Traces are OpenTelemetry's, off by default, and need the extra `traces`.
+"""
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+from services.errors import InputError
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""Id of the HTTP request that is being answered; empty outside one."""
+
+_FRAMES = 3
+
+
+def configure_logging(style: str = "text", level: int = logging.INFO) -> None:
+    """Send this project's log lines to stderr, as `text` or `json`. Calling it again changes nothing."""
+    logger = logging.getLogger("palimpsest")
+    if logger.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler.setFormatter(JsonLines() if style == "json" else plain)
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+class JsonLines(logging.Formatter):
+    """A log record as one JSON object: time, level, logger, message, request_id, and the record's `fields`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := REQUEST_ID.get():
+            line["request_id"] = request_id
+        return json.dumps(line | getattr(record, "fields", {}))
+
+
+def where(error: BaseException) -> str:
+    """What a log may say of an unexpected error: its kind and the last places it came from, never its text."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    places = " < ".join(f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in reversed(frames))
+    return f"{type(error).__name__} at {places}" if places else type(error).__name__
+
+
+def configure_traces(endpoint: str, service: str) -> None:
+    """Send this process's traces to an OTLP/HTTP endpoint such as `http://host:4318/v1/traces`; empty: none.
+
+    Raises:
+        InputError: the packages for it are not installed.
+    """
+    if not endpoint:
+        return
+    try:
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise InputError(
+            "PALIMPSEST_TRACES is set, but the packages for traces are missing; install `palimpsest[traces]`.",
+            param="traces",
+        ) from error
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    trace.set_tracer_provider(provider)
+    _Tracing.on = True
+
+
+class _Tracing:
+    """Whether this process has traces: where it has none, no span costs anything."""
+
+    on = False
+
+
+@contextmanager
+def span(name: str, **attributes: str | float) -> Iterator[dict[str, str | float]]:
+    """A span of the trace; what is put into the dictionary until its end becomes attributes. Free without traces."""
+    if not _Tracing.on:
+        yield {}
+        return
+    from opentelemetry import trace
+
+    with trace.get_tracer("palimpsest").start_as_current_span(name, attributes=attributes) as current:
+        later: dict[str, str | float] = {}
+        try:
+            yield later
+        finally:
+            current.set_attributes(later)

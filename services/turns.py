@@ -1,0 +1,119 @@
+"""Turns: who waits for a lease gets it in the order in which they queued up.
+
+A place is an object `leases/<name>/queue/<number>`, created only if absent, and rewritten by who stands there with
+another `beat` every now and then. Whoever is silent for `ttl` seconds, by the others' own monotonic clocks, loses the
+place; if that was a mistake, the next beat brings it back. A place decides only about order: that there is one writer
+at a time is the lease's business (`lease.py`).
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from services.errors import NotFoundError
+from services.objects import ObjectStore
+
+_DIGITS = 12
+
+
+class Silence:
+    """How long objects have not changed, for as long as somebody looked.
+
+    Args:
+        pause: seconds between two looks; of a longer absence (the looker was stopped, or cut off) only three count.
+    """
+
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
+        self._seen: Mapping[str, tuple[bytes, float]] = {}
+        self._looked = time.monotonic()
+
+    def look(self, objects: Mapping[str, bytes]) -> dict[str, float]:
+        """Key -> seconds for which it has been what it is."""
+        now = time.monotonic()
+        heard = min(now - self._looked, 3 * self._pause)
+        silent = {}
+        for key, data in objects.items():
+            before, seconds = self._seen.get(key, (None, 0.0))
+            silent[key] = seconds + heard if before == data else 0.0
+        self._seen, self._looked = {key: (data, silent[key]) for key, data in objects.items()}, now
+        return silent
+
+
+class Turn:
+    """A place in a queue.
+
+    Args:
+        folder: of the queue's objects, with a slash at the end.
+        ttl: seconds of silence after which others lose their places.
+        pause: seconds between two looks.
+        who: what the others read, and what tells our places from theirs.
+        place: one that was taken before (`queue_up`); None takes the last one.
+
+    Raises:
+        UnavailableError: the store does not answer; every method may raise it.
+    """
+
+    def __init__(
+        self, store: ObjectStore, folder: str, *, ttl: float, pause: float, who: str, place: int | None = None
+    ) -> None:
+        self._store, self._folder, self._ttl, self._who = store, folder, ttl, who
+        self._place, self._silence = place, Silence(pause)
+        self._beat, self._beaten = 0, -float("inf")
+        self.ahead = 0
+
+    def has_come(self) -> bool:
+        """Whether nobody who still lives stands before us. Call it again and again: it keeps the place, too."""
+        if self._place is None:
+            self._place = queue_up(self._store, self._folder, self._who)
+        self._keep()
+        alive = 0
+        for key, seconds in self._silence.look(self._before(self._place)).items():
+            if seconds >= self._ttl:
+                self._store.delete(key)
+            else:
+                alive += 1
+        self.ahead = alive
+        return alive == 0
+
+    def leave(self) -> None:
+        """Give the place up."""
+        if self._place is not None:
+            self._store.delete(_key(self._folder, self._place))
+
+    def _keep(self) -> None:
+        now = time.monotonic()
+        if self._place is not None and now - self._beaten >= self._ttl / 4:
+            self._beat, self._beaten = self._beat + 1, now
+            self._store.put(_key(self._folder, self._place), _state(self._who, self._beat))
+
+    def _before(self, place: int) -> dict[str, bytes]:
+        """What those before a place wrote last."""
+        found = {}
+        for key in self._store.list(self._folder):
+            with suppress(NotFoundError):  # left meanwhile
+                if _number(key) < place:
+                    found[key] = self._store.get(key)
+        return found
+
+
+def queue_up(store: ObjectStore, folder: str, who: str) -> int:
+    """Take the last place in a queue and return its number. Whoever took it must come for it within others' `ttl`."""
+    while True:
+        place = max((_number(key) for key in store.list(folder)), default=0) + 1
+        if store.create(_key(folder, place), _state(who, 0)):
+            return place
+
+
+def _state(who: str, beat: int) -> bytes:
+    return json.dumps({"who": who, "beat": beat}).encode()
+
+
+def _key(folder: str, number: int) -> str:
+    return f"{folder}{number:0{_DIGITS}d}"
+
+
+def _number(key: str) -> int:
+    tail = key.rpartition("/")[2]
+    return int(tail) if tail.isdecimal() else 0

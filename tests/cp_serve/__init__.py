@@ -1,0 +1,1 @@
+"""Serving: real engine, real base models, real registry, real HTTP."""

@@ -1,0 +1,97 @@
+"""Who is let in, who is told to come again and when, and that nobody starves."""
+
+import time
+
+import pytest
+from torch import Tensor
+
+from cp_serve.engine import Engine, Places
+from services.base_model import BaseModel
+from services.errors import BusyError, DeadlineError
+from tests.cp_serve.drawings import NEAR, PATIENCE, Gate, Wish, alone, distance, engine_of
+
+
+def paced(engine: Engine, seconds_a_row: float) -> Engine:
+    """An engine that believes its steps take so long, and has nothing to draw."""
+    engine.pace.measure(1, seconds_a_row)
+    return engine
+
+
+def refused(engine: Engine, places: Places, *, seconds: float | None = None) -> BusyError:
+    with pytest.raises(BusyError) as error, engine.places(places, seconds=seconds):
+        pass
+    return error.value
+
+
+def test_a_full_queue_says_when_there_will_be_room(tiny_base: BaseModel) -> None:
+    with engine_of(tiny_base, max_batch=2, max_queue=2) as engine:
+        paced(engine, 1.0)
+        with engine.places(Places(2, steps=10, rows=1)), engine.places(Places(2, steps=30, rows=1)):
+            assert refused(engine, Places(1, steps=1)).retry_after == pytest.approx(20), "10 steps of 2 rows"
+            assert refused(engine, Places(3, steps=1)).retry_after == pytest.approx(80)
+
+
+def test_what_cannot_be_done_in_time_is_refused_at_once(tiny_base: BaseModel) -> None:
+    with engine_of(tiny_base, max_batch=2) as engine:
+        paced(engine, 1.0)
+        with engine.places(Places(2, steps=10, rows=1), seconds=20):
+            waits = refused(engine, Places(2, steps=10, rows=1), seconds=30)
+            assert waits.retry_after == pytest.approx(10), "after 10 seconds there are 30 left for what takes 40"
+            with pytest.raises(DeadlineError, match="30 seconds"), engine.places(Places(2, steps=16), seconds=30):
+                pass
+            assert engine.load == 2
+            with engine.places(Places(1, steps=5, rows=1), seconds=60):
+                assert engine.load == 3
+        assert engine.load == 0
+
+
+def test_nobody_has_more_than_half_of_the_places_but_whoever_has_no_name(tiny_base: BaseModel) -> None:
+    with engine_of(tiny_base, max_batch=4, max_queue=4) as engine:
+        with engine.places(Places(4, steps=5, person="ann")):
+            assert "yours" in refused(engine, Places(1, steps=5, person="ann")).message
+            with engine.places(Places(4, steps=5, person="bob")):
+                assert engine.load == 8
+        with engine.places(Places(4, steps=5)), engine.places(Places(4, steps=5)):
+            assert engine.load == 8
+
+
+def test_keys_and_values_need_memory(tiny_base: BaseModel) -> None:
+    row = tiny_base.tokenizer.model_max_length * tiny_base.layout.total * 4
+    engine = Engine(tiny_base, max_batch=8, max_queue=8, max_bytes=5 * row)
+    try:
+        with engine.places(Places(8, steps=5)), engine.places(Places(1, steps=5)):
+            assert refused(engine, Places(1, steps=5)).retry_after
+            with engine.places(Places(1, steps=5, rows=1)):
+                assert engine.load == 10
+        with engine.places(Places(1, steps=5)):
+            assert engine.load == 1
+    finally:
+        engine.stop()
+
+
+def test_a_short_picture_is_done_long_before_the_eight_long_ones_that_came_first(tiny_base: BaseModel) -> None:
+    """And those, parked meanwhile, become what they would have become."""
+    long = [Wish(person="ann", steps=100, seed=seed).drawing(tiny_base) for seed in range(8)]
+    short = Wish(person="bob", steps=3, seed=9).drawing(tiny_base)
+    with Gate(tiny_base) as gate, engine_of(tiny_base, max_batch=4) as engine:
+        engine.submit(long)
+        gate.arrived()
+        engine.submit([short])
+        gate.let(4)  # the step on its way, and three in which bob has a place
+        assert short.picture.result(PATIENCE).any()
+        assert engine.steps_done == 4
+        assert max(drawing.step for drawing in long) <= 5
+        gate.open()
+        pictures: list[Tensor] = [drawing.picture.result(PATIENCE) for drawing in long]
+    for seed in (0, 3, 7):
+        assert distance(pictures[seed], alone(tiny_base, Wish(steps=100, seed=seed))) <= NEAR
+
+
+def test_the_pace_is_learned_before_anybody_comes(tiny_base: BaseModel) -> None:
+    with engine_of(tiny_base) as engine:
+        engine.warm_up()
+        began = time.monotonic()
+        with pytest.raises(DeadlineError), engine.places(Places(8, steps=10**9), seconds=1.0):
+            pass
+        assert time.monotonic() - began < PATIENCE
+        assert engine.steps_done

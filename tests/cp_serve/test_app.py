@@ -1,0 +1,28 @@
+"""How many replicas the settings ask Serve for."""
+
+import pytest
+from ray.serve.config import AutoscalingConfig
+
+from cp_serve.app import application, scaling
+from services.settings import Settings
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_without_room_to_grow_the_number_is_fixed(most: int) -> None:
+    assert scaling(Settings(replicas=3, max_replicas=most)) == {"num_replicas": 3}
+
+
+def test_with_room_it_follows_the_load() -> None:
+    config = scaling(Settings(replicas=2, max_replicas=5, max_batch=12, downscale_seconds=60))["autoscaling_config"]
+    assert isinstance(config, AutoscalingConfig)
+    assert (config.min_replicas, config.max_replicas) == (2, 5)
+    assert config.target_ongoing_requests == 12
+    assert config.downscale_delay_s == 60
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings(max_replicas=4)])
+def test_a_replica_that_is_let_go_may_finish(settings: Settings) -> None:
+    graph = application(settings)
+    for part in (graph, graph._bound_deployment.init_args[1]):
+        config = part._bound_deployment._deployment_config
+        assert config.graceful_shutdown_timeout_s > settings.deadline_seconds

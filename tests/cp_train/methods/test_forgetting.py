@@ -1,0 +1,72 @@
+"""The point of it all, on the embedded base: two concepts in a row, from seeds, a dozen steps each."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cp_train.data import cached_latents
+from cp_train.denoise import Denoising, LoopConfig, Pictures
+from cp_train.evaluation.metrics import denoising_loss
+from cp_train.fisher import FisherConfig, fisher_information
+from cp_train.loop import Loop
+from cp_train.methods import Memory, find_method
+from cp_train.methods.kv import protect
+from cp_train.phase import Shard
+from cp_train.prompts import TEMPLATES, concept_prompts, prior_prompts, protected_prompts
+from cp_train.student import Student
+from services.adapter import Adapter, TrainingState, new_adapter
+from services.base_model import BaseModel
+from services.manifest import Concept
+
+SAMPLES = Path(__file__).parents[3] / "infra" / "samples"
+FOX, ROBOT = (Concept(name=name, noun=name) for name in ("fox", "robot"))
+CONFIG = LoopConfig(steps=12, batch_size=4, warmup=2, lr=0.02, token_lr=0.1)
+
+
+def latents_of(base: BaseModel, concept: Concept) -> Tensor:
+    images = [Image.open(path).convert("RGB") for path in sorted((SAMPLES / concept.name).glob("*.png"))[:3]]
+    return cached_latents(base, images, crops=0, seed=0)
+
+
+def learned(base: BaseModel, concept: Concept, method: str, parent: Adapter, fisher: TrainingState | None) -> Student:
+    student = Student(base, parent, concept, seed=0)
+    old = protected_prompts(TEMPLATES, [FOX] if parent.tokens else [], 64, 0.5, torch.Generator().manual_seed(0))
+    memory = Memory(parent, fisher, protect(base, student.tokenize(old), parent))
+    pictures = Pictures.of_one(latents_of(base, concept), concept_prompts(TEMPLATES, concept))
+    phase = Denoising(student, student, pictures, CONFIG, Shard())
+    Loop(student, find_method(method)(memory, weight=0.3, kv_weight=10.0), [phase]).run(lambda *_: None)
+    return student
+
+
+def loss(base: BaseModel, student: Student, concept: Concept) -> float:
+    """Denoising loss of a concept's pictures over fixed timesteps and noise."""
+    prompt = f"a photo of a <{concept.name}>"
+    return denoising_loss(base, student.adapter(), latents_of(base, concept), prompt, repeats=6)
+
+
+@pytest.fixture(scope="module")
+def fox(embedded_base: BaseModel) -> Student:
+    return learned(embedded_base, FOX, "finetune", new_adapter(embedded_base.layout, rank=4), None)
+
+
+def test_a_few_steps_bring_the_loss_of_a_concept_down(embedded_base: BaseModel, fox: Student) -> None:
+    untrained = Student(embedded_base, new_adapter(embedded_base.layout, rank=4), FOX, seed=0)
+    assert loss(embedded_base, fox, FOX) < 0.95 * loss(embedded_base, untrained, FOX)
+
+
+def test_ewc_dc_and_kv_forget_much_less_than_finetuning_and_still_learn(embedded_base: BaseModel, fox: Student) -> None:
+    prompts = [form[0] for form in (concept_prompts(TEMPLATES, FOX), prior_prompts(TEMPLATES, FOX))]
+    config = FisherConfig(batches=4)
+    fisher = fisher_information(fox, latents_of(embedded_base, FOX), lambda _: prompts, config, seed=0)
+    before = loss(embedded_base, fox, FOX)
+    after = {m: learned(embedded_base, ROBOT, m, fox.adapter(), fisher) for m in ("finetune", "ewc_dc", "kv")}
+    forgotten = {method: loss(embedded_base, student, FOX) - before for method, student in after.items()}
+    assert forgotten["finetune"] > 0.01
+    new = Student(embedded_base, fox.adapter(), ROBOT, seed=0)
+    for method in ("ewc_dc", "kv"):
+        assert forgotten[method] < forgotten["finetune"] / 3
+        assert loss(embedded_base, after[method], ROBOT) < 0.99 * loss(embedded_base, new, ROBOT)
+        assert torch.isfinite(after[method].up_KR).all()

@@ -1,0 +1,179 @@
+"""The artwork, the lists, the scenes and the words."""
+
+import base64
+import hashlib
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cp_train.pretrain import artwork, captions, compose, pictures, render, splits
+from cp_train.pretrain.artwork import Artwork, ArtworkError, Package
+from cp_train.pretrain.compose import TINTS, Scene
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 40">{}</svg>'
+SQUARE = SVG.format('<rect x="4" y="10" width="20" height="10" fill="red"/>')
+
+
+def pack(folder: Path, name: str, members: dict[str, object], **fields) -> Package:
+    """A package of our own in the shape npm gives, with its true digest."""
+    package = Package(name=name, version="1.0.0", sha512="", licence="MIT", author="us", **{"style": name, **fields})
+    with tarfile.open(folder / package.tarball, "w:gz") as archive:
+        for path, content in members.items():
+            data = json.dumps(content).encode()
+            info = tarfile.TarInfo(f"package/{path}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    digest = hashlib.sha512((folder / package.tarball).read_bytes()).digest()
+    return Package(**{**package.__dict__, "sha512": base64.b64encode(digest).decode()})
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch) -> Artwork:
+    """A label package and styles whose icons are known by code, by name, or by a name with decorations."""
+    fox = {"hexcode": "1F98A", "label": "fox", "group": 3, "subgroup": 34}
+    labels = [fox, {"hexcode": "2764-FE0F", "label": "red heart", "group": 0}]
+    icons = {"fox": {"body": "<g/>"}, "red-heart": {"body": "<g/>", "width": 9}}
+    chars = {"1f98a": "fox", "2764-fe0f": "red-heart"}
+    known = {"icons.json": {"icons": icons, "width": 8, "height": 8}, "chars.json": chars}
+    decorated = {"fox-face-2": {"body": "<a/>"}, "fox-face-1": {"body": "<b/>"}, "nobody": {"body": ""}}
+    named = {"icons.json": {"icons": decorated}, "chars.json": {}}
+    monkeypatch.setattr(artwork, "LABELS", pack(tmp_path, "labels", {"en/data.json": labels}, kind="labels"))
+    styles = [pack(tmp_path, name, known) for name in ("noto", "twemoji", "openmoji")]
+    monkeypatch.setattr(artwork, "STYLES", (*styles, pack(tmp_path, "streamline", named)))
+    return Artwork(tmp_path)
+
+
+def test_drawings_are_addressed_by_code_points(shelf):
+    assert set(shelf.drawings("noto")) == {"1f98a", "2764"}
+    assert 'viewBox="0 0 9 8"' in shelf.drawings("noto")["2764"]
+
+
+def test_an_icon_known_by_name_finds_its_code(shelf):
+    assert list(shelf.drawings("streamline")) == ["1f98a"]
+    assert "<a/>" in shelf.drawings("streamline")["1f98a"]
+
+
+def test_a_package_that_is_not_the_pinned_one_is_refused(shelf, tmp_path):
+    package = artwork.package_of("noto")
+    (tmp_path / package.tarball).write_bytes(b"something else")
+    with pytest.raises(ArtworkError, match=r"not the pinned noto@1\.0\.0"):
+        artwork.fetch(package, tmp_path)
+
+
+def test_every_style_is_pinned_and_share_alike_is_never_trained_on():
+    assert all(len(base64.b64decode(p.sha512)) == 64 and p.licence and p.author for p in artwork.STYLES)
+    assert {p.style for p in artwork.STYLES if p.share_alike} <= set(splits.HELD_OUT_STYLES)
+
+
+def test_a_picture_is_cropped_centred_and_padded():
+    pytest.importorskip("resvg_py")
+    alpha = np.asarray(render.picture(SQUARE, 64))[..., 3]
+    rows, columns = np.nonzero(alpha.max(1) > 128)[0], np.nonzero(alpha.max(0) > 128)[0]
+    assert columns[0] == pytest.approx(64 * render.MARGIN, abs=1.5)
+    assert columns[-1] == pytest.approx(63 - 64 * render.MARGIN, abs=1.5)
+    assert rows[0] + rows[-1] == pytest.approx(63, abs=2)
+
+
+def test_an_empty_drawing_is_no_picture():
+    pytest.importorskip("resvg_py")
+    assert render.picture(SVG.format("")) is None
+
+
+def test_a_bitmap_is_a_drawing_too():
+    stream = io.BytesIO()
+    Image.new("RGBA", (20, 10), (0, 0, 255, 255)).save(stream, "webp", lossless=True)
+    picture = np.asarray(render.picture(stream.getvalue(), 32))
+    assert picture.shape == (32, 32, 4)
+    assert picture[16, 16].tolist() == [0, 0, 255, 255]
+
+
+def test_the_lists_are_what_the_issue_asks_for():
+    sizes = {name: len(splits.part(name)) for name in splits.PARTS}
+    assert sizes == {"train": 262, "judged": 100, "tuning": 40, "reporting": 60}
+    assert len({c.code for c in splits.concepts()}) == len({c.noun for c in splits.concepts()}) == 462
+    assert {"robot", "fox"} <= {c.noun for c in splits.part("tuning")}
+    with pytest.raises(ValueError, match="no part"):
+        splits.part("training")
+
+
+def test_held_out_nouns_are_in_no_caption(painter):
+    chance = random.Random(0)
+    secret = {c.noun for c in splits.held_out()} - {c.category for c in splits.concepts()}
+    said = {captions.caption(painter.scene(chance), chance) for _ in range(500)}
+    assert not {noun for noun in secret for text in said if f" {noun} " in f" {text} "}
+
+
+def test_the_vae_never_sees_a_held_out_concept(pictures, few):
+    seen = pictures.for_the_vae()
+    assert set(seen.codes) == {c.code for c in few if c.trained}
+    assert not set(seen.styles) & set(splits.HELD_OUT_STYLES)
+
+
+def test_a_library_is_read_as_it_was_written(pictures, tmp_path):
+    pictures.save(tmp_path / "pictures.npz")
+    again = type(pictures).load(tmp_path / "pictures.npz")
+    assert (again.rgba_NHW4 == pictures.rgba_NHW4).all()
+    assert again.index == pictures.index
+
+
+def test_provenance_counts_every_picture_once(pictures):
+    rows = pictures_of(pictures)
+    assert sum(row[key] for row in rows for key in ("trained", "held_out", "vae_only") if key in row) == len(pictures)
+
+
+def pictures_of(library):
+    return pictures.provenance(library)
+
+
+def test_tinting_gives_the_colour_and_keeps_light_and_dark(painter):
+    ramp = np.zeros((4, 16, 4), np.uint8)
+    ramp[..., :3] = np.arange(16)[None, :, None] * 17
+    ramp[..., 3] = 255
+    tinted = compose.tinted(ramp, TINTS["blue"]).astype(int)
+    light = tinted[0, :, :3] @ [0.299, 0.587, 0.114]
+    assert (np.diff(light) >= -1).all()
+    assert compose.main_colour(compose.tinted(ramp, TINTS["blue"]), share=0.5) == "blue"
+    assert (compose.tinted(ramp, TINTS["blue"])[..., 3] == 255).all()
+
+
+@pytest.mark.parametrize("name", TINTS)
+def test_every_tint_is_recognised_as_its_word(name):
+    flat = np.full((8, 8, 4), (*TINTS[name], 255), np.uint8)
+    assert compose.main_colour(flat) == name
+
+
+def test_a_pair_shows_both(painter):
+    one, two = (np.full((64, 64, 4), (*TINTS[c], 255), np.uint8) for c in ("red", "green"))
+    both = compose.paired(one, two)
+    assert both[2, 2, :3].tolist() == list(TINTS["red"])
+    assert both[61, 61, :3].tolist() == list(TINTS["green"])
+    assert both[2, 61, 3] == 0
+
+
+def test_captions_say_what_the_scene_shows(few):
+    scene = Scene(subject=few[0], style="flat", second=few[1], ground="orange")
+    texts = {captions.caption(scene, random.Random(n)) for n in range(50)}
+    assert all(few[0].noun in text and few[1].noun in text and "orange" in text for text in texts)
+    assert any(text.startswith("a flat drawing of") for text in texts)
+    assert not any(text.startswith("a photo") or "a orange" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("noun", "text"),
+    [
+        ("grapes", "grapes"),
+        ("owl", "an owl"),
+        ("fox", "a fox"),
+        ("unicorn", "a unicorn"),
+        ("ufo", "a ufo"),
+        ("hourglass", "an hourglass"),
+    ],
+)
+def test_articles(noun, text):
+    assert captions.plain(noun) == f"a photo of {text}"

@@ -1,0 +1,155 @@
+"""The parts that learn: what each computes, on sizes that take milliseconds."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cp_train.evaluation.distances import unbiased_kid
+from cp_train.pretrain import augment, clip, evaluate, judge, pool, tokens, unet, vae
+from cp_train.pretrain.loop import Schedule, generator
+from cp_train.pretrain.render import on
+from cp_train.pretrain.scenes import tensor
+from cp_train.pretrain.stages import Recipe
+
+TINY = Recipe.tiny()
+CHANGES = ("moved", "bent", "relit", "rehued", "redrawn", "blurred", "cut")
+
+
+@pytest.fixture
+def tokenizer(painter):
+    return tokens.build(tokens.corpus(painter, 200), 700)
+
+
+def test_any_text_becomes_known_tokens(tokenizer):
+    ids = tokenizer("Zürich €5: a photo of a red apple!", padding="max_length").input_ids
+    assert len(ids) == tokens.MAX_TOKENS
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True).startswith("zürich € 5 : a photo of")
+
+
+def test_the_words_of_prompts_to_come_are_single_tokens(painter):
+    tokenizer = tokens.build(tokens.corpus(painter, 200))
+    assert [len(tokenizer.tokenize(word)) for word in ("robot", "mug", "blue", "photo")] == [1, 1, 1, 1]
+
+
+def test_a_concept_token_can_be_added(tokenizer):
+    tokenizer.add_tokens("<v1>")
+    assert tokenizer.tokenize("a <v1> mug")[1] == "<v1>"
+
+
+@pytest.mark.parametrize("change", [getattr(augment, name) for name in CHANGES])
+def test_augmentations_keep_shape_and_range_and_repeat(change):
+    x_BCHW = torch.rand(6, 3, 16, 16) * 2 - 1
+    once, again = change(x_BCHW, generator(1, 2)), change(x_BCHW, generator(1, 2))
+    assert once.shape == x_BCHW.shape
+    assert once.abs().max() <= 1.0001
+    assert torch.equal(once, again)
+    assert not torch.equal(once, x_BCHW)
+
+
+def test_tracing_leaves_dark_outlines_on_white():
+    x_BCHW = torch.ones(1, 3, 16, 16)
+    x_BCHW[..., 4:12, 4:12] = -1
+    lines = augment.traced(x_BCHW, generator(1, 2), share=1.0)
+    assert (lines[..., 6:10, 6:10] == 1).all()
+    assert (lines[..., 4, 5:11] == -1).all()
+    assert torch.equal(augment.traced(x_BCHW, generator(1, 2), share=0.0), x_BCHW)
+
+
+def test_standard_latents_decode_to_the_same_picture(pictures):
+    model = vae.build(TINY.vae, 16).eval()
+    with torch.no_grad():
+        model.quant_conv.bias[:4] = torch.tensor([1.0, -2.0, 3.0, 0.5])
+    x = tensor([on(rgba) for rgba in pictures.rgba_NHW4])
+    before = vae.decode(model, vae.encode(model, x))
+    vae.standardise(model, [on(rgba) for rgba in pictures.rgba_NHW4])
+    z_NCHW = vae.encode(model, x)
+    assert z_NCHW.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (z_NCHW.std((0, 2, 3)) - 1).abs().max() < 1e-2
+    assert torch.allclose(before, vae.decode(model, z_NCHW), atol=1e-3)
+
+
+def test_decibel_of_a_known_error():
+    assert vae.decibel(0.04) == pytest.approx(20)
+
+
+def test_the_judge_learns_what_it_is_shown(pictures, few, tmp_path):
+    steps = Schedule(steps=200, lr=3e-3, warmup=1, every=200)
+    config = judge.JudgeConfig(widths=(16, 32), blocks=1, batch=16, schedule=steps)
+    painter = painter_of(pictures, few)
+    learned = judge.train(config, painter, tmp_path / "judge.pt")
+    seen = pictures.select(few, painter.styles)
+    assert judge.accuracy(learned, seen) > 0.6
+    assert judge.features(learned, [on(seen.rgba_NHW4[0])]).norm().item() == pytest.approx(1, abs=1e-4)
+
+
+def painter_of(pictures, concepts):
+    from cp_train.pretrain.scenes import Painter
+    from cp_train.pretrain.splits import TRAIN_STYLES
+
+    return Painter(pictures, concepts, TRAIN_STYLES)
+
+
+def test_a_saved_judge_judges_alike(pictures, few, tmp_path):
+    first = judge.Judge(TINY.judge, tuple(c.code for c in few)).eval()
+    first.save(tmp_path)
+    real = [on(rgba) for rgba in pictures.rgba_NHW4]
+    again = judge.Judge.load(tmp_path)
+    assert torch.allclose(judge.features(first, real), judge.features(again, real), atol=2e-2)
+    only = tuple(c.code for c in few[:2])
+    assert set(judge.verdicts(again, real, only)) <= set(only)
+
+
+def test_captions_that_read_alike_are_not_each_others_mistakes(painter, tokenizer):
+    model = clip.build(TINY.clip, tokenizer, 16)
+    x_BCHW = torch.rand(4, 3, 16, 16)
+    _, note = clip.objective(model, x_BCHW, ["a fox"] * 4, tokenizer)
+    assert "top-1 1.00 of 4" in note
+
+
+def test_the_noise_schedule_ends_in_noise_alone():
+    noising = unet.Noising.capped(5.0)
+    assert noising.alphas_T[-1].item() == pytest.approx(0, abs=1e-6)
+    assert noising.weights_T.mean().item() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(unet.Noising.capped().weights_T, torch.ones(1000))
+
+
+def test_a_denoiser_that_says_nothing_has_loss_one():
+    def silent(x_t, _t, _context):
+        return SimpleNamespace(sample=torch.zeros_like(x_t))
+
+    z_BCHW = torch.randn(256, 4, 8, 8)
+    loss = unet.objective(silent, z_BCHW, torch.zeros(256, 2, 3), unet.Noising.capped(), generator(1, 1))
+    assert loss.item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_pool_draws_every_kind_with_its_caption(painter, tmp_path):
+    model = vae.build(TINY.vae, 16).eval()
+    made = pool.build(painter, model, variants=1, pairs=16)
+    assert len(made.latents_NCHW) == 4 * 8 * 3 + 16
+    made.save(tmp_path / "pool.npz")
+    again = pool.Pool.load(tmp_path / "pool.npz", painter.concepts)
+    z_BCHW, texts = again.draw(200, random.Random(1))
+    assert z_BCHW.shape == (200, 4, 8, 8)
+    assert z_BCHW.dtype == torch.float32
+    assert any(" and " in text for text in texts)
+    assert any("background" in text for text in texts)
+    assert again.draw(5, random.Random(2))[1] == made.draw(5, random.Random(2))[1]
+
+
+def test_kid_is_zero_between_halves_and_large_between_worlds():
+    torch.manual_seed(0)
+    one = torch.nn.functional.normalize(torch.randn(400, 16) + 1, dim=-1)
+    other = torch.nn.functional.normalize(torch.randn(400, 16) - 1, dim=-1)
+    assert abs(unbiased_kid(one[:200], one[200:])) < 0.05
+    assert unbiased_kid(one, other) > 1
+
+
+def test_a_grid_puts_pictures_in_rows(tmp_path):
+    evaluate.grid([np.full((4, 4, 3), 9, np.uint8)] * 3, tmp_path / "g.png", columns=2)
+    with Image.open(tmp_path / "g.png") as sheet:
+        assert sheet.size == (8, 8)

@@ -1,0 +1,160 @@
+"""The job's command line: what can be refused is refused in one line that says what to do, before anything starts."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cp_train.__main__ import main
+from services.settings import get_settings
+from tests.ports import free_ports
+
+SAMPLES = Path(__file__).parents[2] / "infra" / "samples" / "fox"
+RIGHT = {"--lineage": "ann", "--concept": "fox", "--noun": "fox", "--images": str(SAMPLES)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Settings of a house in which no server runs; an own log handler, since the first one keeps its stderr."""
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PALIMPSEST_MLFLOW_PORT", str(free_ports(1)[0]))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    logger = logging.getLogger("palimpsest")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    logger.handlers.clear()
+    get_settings.cache_clear()
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+    get_settings.cache_clear()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *extra: str, **changes: str | None) -> str:
+    """Run the job with some flags changed (None: left out); the one line it says."""
+    flags = RIGHT | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    arguments = [text for flag, value in flags.items() if value is not None for text in (flag, value)]
+    assert main([*arguments, *extra]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.endswith("\n")
+    assert shown.err.count("\n") == 1
+    return shown.err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("flag", ["lineage", "concept", "images"])
+def test_a_flag_that_is_missing_is_named(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    found = refusal(capsys, **{flag: None})
+    assert f"--{flag}" in found
+    assert found.endswith("see `python -m cp_train --help`.")
+
+
+def test_a_flag_that_there_is_not_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--stepz 3" in refusal(capsys, "--stepz", "3")
+    assert "unrecognized arguments: a b" in refusal(capsys, "a\nb")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": "many"}, "argument --steps: invalid int value: 'many'"),
+        ({"steps": "0"}, "steps and batch size must be at least 1"),
+        ({"batch_size": "0"}, "steps and batch size must be at least 1"),
+        ({"lr": "0"}, "learning rates must be above 0"),
+        ({"lr": "nan"}, "learning rates must be above 0"),
+        ({"token_lr": "-1"}, "learning rates must be above 0"),
+        ({"rank": "0"}, "rank must be from 1 to 1024"),
+        ({"rank": "4096"}, "rank must be from 1 to 1024"),
+        ({"weight": "-3"}, "weight must be at least 0"),
+        ({"seed": "-1"}, "seed must be from 0 to"),
+        ({"fisher_batches": "0"}, "batches, batch_size, trials must be at least 1"),
+        ({"method": "magic"}, "method: there is no 'magic'; choose one of ewc_dc, "),
+        ({"method": "clora"}, "method: clora is for the benchmark only, for its adapter grows with every concept"),
+        ({"method": "joint"}, "method: joint is for the benchmark only, for it needs the images of every earlier"),
+        ({"precision": "half"}, "precision must be float32 or bfloat16"),
+        ({"tau": "0"}, "tau above 0"),
+        ({"trials": "0"}, "trials must be at least 1"),
+        ({"method": "kv", "kv_weight": "-1"}, "kv: the weight must be at least 0"),
+        ({"method": "kv", "kv_prompts": "0"}, "kv: at least 1 prompt"),
+        ({"method": "dsc", "dsc_steps": "0"}, "DSC: steps and pool must be at least 1"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused(
+    capsys: pytest.CaptureFixture[str], changes: dict[str, str], said: str
+) -> None:
+    assert said in refusal(capsys, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lineage": "Ann"}, "lineage: 'Ann' is not a name; use a lower-case letter"),
+        ({"lineage": "base"}, "lineage: `base` is reserved; use "),
+        ({"concept": "my fox"}, "concept: 'my fox' is not a name; use a lower-case letter"),
+        ({"concept": "<fox>"}, "concept: '<fox>' is not a name; use "),
+        ({"noun": "very " * 40}, "tokens, but this base's text encoder takes 22; shorten it"),
+        ({"noun": "<dog>"}, "noun: give plain words"),
+        ({"base": "embeded"}, "base: 'embeded' is no pipeline (a directory with a model_index.json, a hub id"),
+        ({"base": "/nowhere"}, "base: '/nowhere' is no pipeline"),
+    ],
+)
+def test_a_name_noun_or_base_that_cannot_be_taken_is_refused(
+    capsys: pytest.CaptureFixture[str], changes: dict[str, str], said: str
+) -> None:
+    assert said in refusal(capsys, **changes)
+
+
+def test_a_folder_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = refusal(capsys, images=str(tmp_path / "nowhere"))
+    assert found.startswith("'nowhere' cannot be read (No such file or directory): images come from a directory, ")
+
+
+def test_a_folder_without_pictures_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    assert "image" in refusal(capsys, images=str(folder))
+    (folder / "a.png").write_bytes(b"no picture")
+    assert "'a.png' is not a PNG, JPEG or WebP picture" in refusal(capsys, images=str(folder))
+
+
+def test_more_workers_than_images_in_a_batch_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALIMPSEST_TRAIN_WORKERS", "3")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # as in a job of a cluster
+    assert "batch size 2 is less than one image for each of 3" in refusal(capsys, batch_size="2")
+
+
+def test_a_wrong_environment_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_THREADS", "all")
+    assert refusal(capsys).startswith("PALIMPSEST_THREADS: ")
+
+
+def test_a_setting_that_the_method_does_not_read_is_named_in_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--method", "finetune", "--weight", "3", "--kv-weight", "1", "--dsc-steps", "2", "--lineage", "Ann"]
+    assert main([*(text for pair in RIGHT.items() for text in pair), *flags]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "is ignored" in line] == said[:-1]
+    for flag, line in zip(("--kv-weight", "--dsc-steps", "--weight"), said, strict=False):
+        assert f"{flag} is ignored: method finetune does not read it" in line
+
+
+def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--lineage", "--concept", "--images", "--noun", "--method", "--base", "--weight", "--again"):
+        assert flag in shown
+
+
+def test_the_module_exits_with_that_code_and_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "cp_train", "--lineage", "ann"], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert done.stderr.decode().startswith(
+        "error: the following arguments are required: --concept, --noun, --images; see "
+    )
+    assert done.stderr.count(b"\n") == 1

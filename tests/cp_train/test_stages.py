@@ -1,0 +1,136 @@
+"""A job killed with SIGKILL at each of its stages, and submitted again, leaves exactly one version.
+
+Everything is real but the learning itself: MLflow, store, lease, intake, and the death of the process.
+"""
+
+import os
+import re
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import torch
+
+import cp_train.job
+from cp_train.job import Request, learn
+from cp_train.plan import LearningConfig, Plan
+from cp_train.task import Learned
+from services.adapter import TrainingState, encode
+from services.base_model import BaseModel
+from services.intake import Intake
+from services.lineage import LIVE, Registry, Verdict
+from services.objects import DirectoryStore, open_store
+from services.runs import Server
+from services.settings import Settings
+from tests.lineages import numbers
+
+SAMPLES = Path(__file__).parents[2] / "infra" / "samples" / "fox"
+STAGES = [
+    "before put intake/.*/manifest",
+    "after create leases/.*/0*1$",
+    "after create_run",
+    "before learning",
+    "after learning",
+    "after put mlflow/.*/adapter.safetensors",
+    "after put mlflow/.*/manifest.json",
+    "after create_registered_model",
+    "before create_model_version",
+    "after create_model_version",
+    "after create audit/.*/0*1.json",
+    "after set_registered_model_alias .*candidate",
+    "after create audit/.*/0*2.json",
+    "after set_registered_model_alias .*live",
+    "after set_registered_model_tag .*recorded.live",
+    "after set_model_version_tag .*promoted ",
+    "after delete_registered_model_alias .*candidate",
+    "after delete intake/.*png",
+    "after set_terminated",
+]
+
+
+@pytest.fixture
+def settings(mlflow_server: Settings) -> Settings:
+    return mlflow_server.model_copy(update={"lease_seconds": 0.4})
+
+
+@pytest.fixture
+def request_of(monkeypatch: pytest.MonkeyPatch, tiny_base: BaseModel, own_folder: Path) -> Callable[[str], Request]:
+    """Requests for one concept on a tiny base, whose learning is made up."""
+
+    def learned(plan: Plan, _: Settings) -> Learned:
+        row = torch.full((1, tiny_base.layout.text_width), 0.5)
+        adapter = replace(plan.parent, tokens={**plan.parent.tokens, plan.concept.name: row})
+        state = TrainingState(adapter.down_PRD.abs(), adapter.up_KR.abs())
+        return Learned(encode(adapter, state, tiny_base.layout), b"grid", Verdict(passed=True), {"loss": 0.5})
+
+    monkeypatch.setattr(cp_train.job, "train", learned)
+    config = LearningConfig.for_method("ewc_dc")
+    return lambda lineage: Request(
+        lineage=lineage, concept="fox", noun="fox", images=str(SAMPLES), base=str(own_folder), config=config
+    )
+
+
+def die_at(stage: str) -> None:
+    """Make this process die when the stage is reached: right before or right after what it names."""
+    when, _, what = stage.partition(" ")
+
+    def mortal(call: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            reached = re.search(what, name(*args))
+            if reached and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = call(*args, **kwargs)
+            if reached:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return called
+
+    for name in ("put", "create", "delete"):
+        real = getattr(DirectoryStore, name)
+        setattr(DirectoryStore, name, mortal(real, lambda _, key, *_rest, name=name: f"{name} {key}"))
+    once = Server.once
+    Server.once = mortal(once, lambda _, call, *args: " ".join(map(str, (call.__name__, *args))))  # type: ignore[method-assign]
+    cp_train.job.train = mortal(cp_train.job.train, lambda *_: "learning")
+
+
+def killed(stage: str, request: Request, settings: Settings) -> None:
+    """Run a job in a process that dies at a stage."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of threads that a fork leaves behind
+        child = os.fork()
+    if child == 0:
+        try:
+            die_at(stage)
+            learn(request, settings)
+        finally:
+            os._exit(17)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"the stage `{stage}` was never reached"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_and_submitted_again(settings: Settings, request_of: Callable[[str], Request], stage: str) -> None:
+    lineage = f"l{uuid4().hex[:12]}"
+    request = request_of(lineage)
+    killed(stage, request, settings)
+    outcome = learn(request, settings)
+    assert (outcome.version, outcome.parent, outcome.live) == (1, None, True)
+    store = open_store(settings)
+    registry = Registry(settings, store)
+    registry.verify(lineage, 1)
+    assert registry.aliases(lineage) == {LIVE: 1}
+    assert numbers(Server(settings.mlflow).client, lineage) == [1]
+    assert learn(request, settings) == outcome
+    assert {move.after for move in registry.history(lineage) if move.alias == LIVE} == {1}
+
+    for weeks in (2, 4):  # what has no manifest is marked first
+        Intake(store, settings).expire(time.time() + weeks * 7 * 86400)
+    assert list(store.list("intake/")) == []

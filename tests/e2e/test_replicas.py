@@ -1,0 +1,76 @@
+"""A replica is killed under load, and streams go through Serve: nothing is lost, nothing draws for nobody."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import requests
+
+from tests.house import PATIENCE, House, wait_until
+
+BODY = {"model": "base", "prompt": "a fox", "steps": 30, "response_format": "b64_json"}
+
+
+def generate(house: House, seed: int, **fields: object) -> requests.Response:
+    body = BODY | {"seed": seed} | fields
+    return requests.post(f"{house.settings.api}/v1/images/generations", json=body, timeout=PATIENCE)
+
+
+def denoisers(house: House) -> list[psutil.Process]:
+    """Processes of this house's denoiser."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if "ServeReplica:palimpsest:denoiser" in title and str(house.settings.home) in str(process.environ()):
+            found.append(process)
+    return found
+
+
+def test_a_killed_replica_loses_no_request(house: House) -> None:
+    expected = generate(house, 0).json()["data"]
+    (replica,) = denoisers(house)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(generate, house, seed) for seed in range(8)]
+        wait_until(lambda: house.client.ready()["load"] > 0)
+        replica.kill()
+        answers = [request.result() for request in asked]
+    assert [answer.status_code for answer in answers] == [200] * 8, [answer.text[:300] for answer in answers]
+    assert denoisers(house)[0].pid != replica.pid
+    assert generate(house, 0).json()["data"] == expected
+
+
+def test_a_stream_comes_through_serve_as_it_is_drawn(house: House) -> None:
+    fields = {"stream": True, "stream_progress": True, "partial_images": 1}
+    with requests.post(
+        f"{house.settings.api}/v1/images/generations", json=BODY | {"seed": 1} | fields, stream=True, timeout=PATIENCE
+    ) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        found = [
+            json.loads(line.removeprefix("data: "))
+            for line in response.iter_lines(decode_unicode=True)
+            if line.startswith("data: ")
+        ]
+    kinds = [event["type"].removeprefix("image_generation.") for event in found]
+    assert kinds[-1] == "completed"
+    assert kinds.count("partial_image") == 1
+    assert kinds.count("progress") >= 2
+    assert found[-1]["b64_json"] == generate(house, 1).json()["data"][0]["b64_json"]
+
+
+def test_whoever_leaves_a_stream_frees_his_places(house: House) -> None:
+    body = BODY | {"steps": 100, "n": 2, "stream": True, "stream_progress": True}
+    with requests.post(
+        f"{house.settings.api}/v1/images/generations", json=body, stream=True, timeout=PATIENCE
+    ) as response:
+        assert response.status_code == 200, response.text
+        lines = response.iter_lines()  # kept: without it the connection would be closed
+        next(lines)
+        assert house.client.ready()["load"] == 2
+    wait_until(lambda: house.client.ready()["load"] == 0)
+
+
+def test_figures_of_every_process_are_in_one_place(house: House) -> None:
+    text = requests.get(f"{house.settings.api}/metrics", timeout=PATIENCE).text
+    assert "palimpsest_http_requests_total" in text
+    assert "palimpsest_steps_total" in text

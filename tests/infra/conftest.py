@@ -1,0 +1,3 @@
+from tests.infra.store import compose_store
+
+__all__ = ["compose_store"]

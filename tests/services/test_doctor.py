@@ -1,0 +1,137 @@
+"""What the doctor finds, on a real installation with real faults."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from services.doctor import Doctor, Finding
+from services.lineage import LIVE
+from services.objects import DirectoryStore, ObjectStore, open_store
+from services.retention import Retention
+from services.settings import Settings
+from tests.lineages import BASE, OTHER_BASE, Mlflow, folder, publish
+from tests.ports import free_ports
+
+
+@pytest.fixture
+def settings(stack_settings: Settings) -> Settings:
+    """The running installation, with a lease that lapses soon; what `up` starts besides MLflow does not run."""
+    http, ray, dashboard = free_ports(3)
+    changes = {"lease_seconds": 0.4, "http_port": http, "ray_port": ray, "dashboard_port": dashboard}
+    return stack_settings.model_copy(update=changes)
+
+
+@pytest.fixture
+def keeper(settings: Settings) -> Retention:
+    return Retention(settings, open_store(settings))
+
+
+def findings(look: Callable[[], Iterator[Finding]], level: str, words: str) -> list[Finding]:
+    return [finding for finding in look() if finding.level == level and words in finding.what]
+
+
+def test_a_sound_registry_has_no_fault(settings: Settings, keeper: Retention, lineage: str) -> None:
+    publish(keeper, lineage)
+    keeper.set_live(lineage, 1)
+    found = list(Doctor(settings, lambda: BASE).examine())
+    about_us = [finding for finding in found if lineage in finding.what]
+    assert about_us == []
+    assert any(finding.level == "ok" and "takes, keeps and deletes" in finding.what for finding in found)
+    assert not list(open_store(settings).list("doctor/"))
+
+
+def test_servers_that_are_down_and_ports_that_are_taken(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        doctor = Doctor(settings.model_copy(update={"ray_port": port}), lambda: BASE)
+        (taken,) = findings(doctor.servers, "fault", "ray is down")
+        assert str(port) in taken.what
+        assert "PALIMPSEST_RAY_PORT" in taken.mend
+    assert findings(doctor.servers, "warning", "ray is down")[0].mend == "`palimpsest up` starts it"
+    assert findings(doctor.servers, "warning", "HTTP API is not ready")
+
+
+def test_a_registry_that_does_not_answer(settings: Settings) -> None:
+    dead = settings.model_copy(update={"mlflow_uri": "http://127.0.0.1:9"})
+    found = [finding for finding in Doctor(dead, lambda: BASE).examine() if finding.level == "fault"]
+    assert any("MLflow at http://127.0.0.1:9 does not answer" in finding.what for finding in found)
+
+
+def test_a_wrong_setting_is_said_and_ends_the_examination(tmp_path: Path) -> None:
+    wrong = Settings(home=tmp_path, store="ftp://elsewhere")
+    (fault,) = [f for f in Doctor(wrong, lambda: BASE).examine() if "ftp" in f.what]
+    assert fault.level == "fault"
+
+
+class Overwriting(DirectoryStore):
+    """A store that ignores If-None-Match."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        self.put(key, data)
+        return True
+
+
+def test_a_store_without_conditional_writes(settings: Settings, tmp_path: Path) -> None:
+    doctor = Doctor(settings, lambda: BASE)
+    assert findings(lambda: doctor.store(Overwriting(tmp_path)), "fault", "overwrites")
+
+
+def test_overdue_images(settings: Settings, store: ObjectStore) -> None:
+    doctor = Doctor(settings, lambda: BASE)
+    assert findings(lambda: doctor.intake(store), "ok", "no concept image")
+    manifest = {"count": 1, "digest": "", "created": 0.0}
+    store.put(f"intake/in-{uuid4().hex}/manifest.json", json.dumps(manifest).encode())
+    assert findings(lambda: doctor.intake(store), "fault", "1 submissions hold images")
+
+
+def test_a_lease_whose_holder_died(settings: Settings, store: ObjectStore) -> None:
+    from services.lease import lease
+
+    doctor = Doctor(settings, lambda: BASE)
+    with lease(store, "alive", ttl=settings.lease_seconds, holder="a"):
+        assert not findings(lambda: doctor.leases(store), "warning", "")
+        store.put("leases/dead/000000000001", b'{"holder": "b", "beat": 4, "released": false}')
+        (dead,) = findings(lambda: doctor.leases(store), "warning", "`dead` has died")
+        assert "takes over" in dead.mend
+
+
+def test_a_lineage_of_another_base(settings: Settings, keeper: Retention, lineage: str) -> None:
+    publish(keeper, lineage)
+    doctor = Doctor(settings, lambda: OTHER_BASE)
+    keeper.set_live(lineage, 1)
+    assert findings(lambda: doctor.registry(keeper), "fault", f"`{lineage}` belongs to the base {BASE.revision}")
+    keeper.clear_live(lineage)
+    assert findings(lambda: doctor.registry(keeper), "warning", f"no version of `{lineage}` is live")
+
+
+def test_a_version_that_was_changed(
+    settings: Settings, keeper: Retention, mlflow_client: Mlflow, stack_store: ObjectStore, lineage: str
+) -> None:
+    first = publish(keeper, lineage)
+    publish(keeper, lineage)
+    key = f"{folder(stack_store, mlflow_client, first)}/training_state.safetensors"
+    stack_store.put(key, b"damaged")
+    mlflow_client.set_registered_model_alias(lineage, LIVE, "2")
+    broken = f"{lineage}@1 does not verify"
+    assert not findings(lambda: Doctor(settings, lambda: BASE).versions(keeper), "fault", broken)
+    thorough = Doctor(settings, lambda: BASE, thorough=True)
+    assert findings(lambda: thorough.versions(keeper), "fault", broken)
+
+
+def test_moves_in_mlflow_itself_and_a_damaged_log(
+    settings: Settings, keeper: Retention, mlflow_client: Mlflow, stack_store: ObjectStore, lineage: str
+) -> None:
+    publish(keeper, lineage)
+    mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
+    doctor = Doctor(settings, lambda: BASE)
+    assert findings(lambda: doctor.audit(keeper, stack_store), "warning", f"live of `{lineage}` was moved")
+    key = f"audit/{lineage}/000000000001.json"
+    whole = stack_store.get(key)
+    stack_store.put(key, b"damaged")
+    found = [finding.what for finding in doctor.examine() if finding.level == "fault"]
+    assert any("audit log" in what for what in found)
+    stack_store.put(key, whole)

@@ -1,0 +1,264 @@
+"""Deleting versions, forgetting concepts, and what may be collected."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.audit import Entry
+from services.errors import BusyError, ConflictError, InputError, NotFoundError, RefusedError, UnavailableError
+from services.lease import lease
+from services.lineage import CANDIDATE, LIVE, Verdict, VersionInfo
+from services.manifest import MANIFEST_FILE
+from services.objects import DirectoryStore, ObjectStore
+from services.retention import Garbage, Retention, find_abandoned
+from services.settings import Settings
+from tests.lineages import BASE, LAYOUT, Mlflow, begin, folder, make, numbers, publish
+
+NOTHING = Garbage((), (), ())
+
+
+@pytest.fixture
+def keeper(stack_settings: Settings, stack_store: ObjectStore) -> Retention:
+    return Retention(stack_settings, stack_store)
+
+
+def grow(keeper: Retention, lineage: str, *parents: int | None) -> list[VersionInfo]:
+    """Versions 1, 2, …, each with the parent given; the last is live. Every version adds a concept c<depth>."""
+    made: list[VersionInfo] = []
+    for parent in parents:
+        made.append(publish(keeper, lineage, parent=made[parent - 1] if parent else None))
+    keeper.set_live(lineage, len(made))
+    return made
+
+
+def test_a_deleted_version_leaves_no_object(
+    keeper: Retention, mlflow_client: Mlflow, stack_store: ObjectStore, lineage: str
+) -> None:
+    first, second, _ = grow(keeper, lineage, None, 1, 1)
+    keeper.put_artifact(second.run_id, "samples/concepts.png", b"picture")
+    place = folder(stack_store, mlflow_client, second).rpartition("/")[0]
+    assert len(list(stack_store.list(f"{place}/"))) == 5
+    keeper.delete(lineage, 2, actor="ada", reason="a secret")
+    assert list(stack_store.list(f"{place}/")) == []
+    assert numbers(mlflow_client, lineage) == [1, 3]
+    assert mlflow_client.get_run(second.run_id).info.lifecycle_stage == "deleted"
+    assert keeper.deleted()[lineage] == {2}
+    assert keeper.aliases(lineage) == {LIVE: 3}
+    assert keeper.fetch(lineage, first.number, layout=LAYOUT, base=BASE), "its neighbour is untouched"
+    entry = keeper.history(lineage)[-1]
+    assert (entry.action, entry.before, entry.actor, entry.reason) == ("delete", 2, "ada", "a secret")
+    with pytest.raises(NotFoundError):
+        keeper.delete(lineage, 2)
+    assert publish(keeper, lineage, parent=first).number == 4, "numbers never come back"
+
+
+def test_what_is_used_is_not_deleted(keeper: Retention, mlflow_client: Mlflow, lineage: str) -> None:
+    grow(keeper, lineage, None, 1, 1)
+    keeper.set_canary(lineage, 2, 10)
+    with pytest.raises(ConflictError, match=r"versions learned on it: \[2, 3\]"):
+        keeper.delete(lineage, 1)
+    for number, alias in ((3, "live"), (2, "canary")):
+        with pytest.raises(ConflictError, match=f"is {alias}; move that first"):
+            keeper.delete(lineage, number)
+    for number in (0, 4, 2**40):
+        with pytest.raises(NotFoundError):
+            keeper.delete(lineage, number)
+    assert numbers(mlflow_client, lineage) == [1, 2, 3]
+
+
+def test_a_candidate_may_be_deleted(keeper: Retention, lineage: str) -> None:
+    grow(keeper, lineage, None, 1)
+    publish(keeper, lineage, verdict=Verdict(passed=False))
+    assert keeper.aliases(lineage)[CANDIDATE] == 3
+    keeper.delete(lineage, 3)
+    assert keeper.aliases(lineage) == {LIVE: 2}
+
+
+def test_nothing_is_deleted_below_a_job(keeper: Retention, stack_store: ObjectStore, lineage: str) -> None:
+    grow(keeper, lineage, None, None)
+    with (
+        lease(stack_store, lineage, ttl=60, holder="job-7"),
+        pytest.raises(BusyError, match="job-7"),
+    ):
+        keeper.delete(lineage, 1)
+    keeper.delete(lineage, 1)
+
+
+def test_a_version_made_live_while_it_is_condemned_stays(
+    keeper: Retention, mlflow_client: Mlflow, lineage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(keeper, lineage, None, None)
+    append = keeper._audit.append
+
+    def moved_meanwhile(*args: object, **kwargs: object) -> Entry | None:
+        mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
+        return append(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(keeper._audit, "append", moved_meanwhile)
+    with pytest.raises(ConflictError, match="is live"):
+        keeper.delete(lineage, 1)
+    monkeypatch.undo()
+    assert keeper.fetch(lineage, 1, layout=LAYOUT, base=BASE)
+
+
+class StuckStore(DirectoryStore):
+    """A directory in which deleting fails without saying so."""
+
+    def delete(self, key: str) -> None:
+        if not key.endswith(MANIFEST_FILE):
+            super().delete(key)
+
+
+def test_what_could_not_be_deleted_is_said_and_finished_later(mlflow_server: Settings, lineage: str) -> None:
+    from pathlib import Path
+
+    keeper = Retention(mlflow_server, StuckStore(Path(mlflow_server.store_uri)))
+    grow(keeper, lineage, None, None)
+    with pytest.raises(UnavailableError, match=r"1 objects .* could not be deleted"):
+        keeper.delete(lineage, 1)
+    assert [version.number for version in keeper.versions(lineage)] == [2], "half-deleted is invisible"
+    whole = Retention(mlflow_server, DirectoryStore(Path(mlflow_server.store_uri)))
+    assert whole.garbage(lineage, days=30) == Garbage((), (1,), ())
+    whole.collect(lineage, whole.garbage(lineage, days=30), days=30)
+    assert whole.garbage(lineage, days=30) == NOTHING
+    assert len([entry for entry in whole.history(lineage) if entry.action == "delete"]) == 1
+
+
+def test_a_version_that_shares_anothers_run_takes_no_files_along(
+    keeper: Retention, mlflow_client: Mlflow, lineage: str
+) -> None:
+    (info,) = grow(keeper, lineage, None)
+    own = mlflow_client.get_model_version(lineage, "1")
+    mlflow_client.create_model_version(lineage, own.source, info.run_id, tags=dict(own.tags), await_creation_for=0)
+    keeper.delete(lineage, 2)
+    assert keeper.fetch(lineage, 1, layout=LAYOUT, base=BASE)
+
+
+def test_forgetting_goes_back_to_before_the_concept(keeper: Retention, lineage: str) -> None:
+    grow(keeper, lineage, None, 1, 2, 3)
+    forgotten = keeper.forget(lineage, "c1", actor="ada")
+    assert (forgotten.live, forgotten.resubmit) == (1, ("c2", "c3"))
+    assert (forgotten.knowing, forgotten.deleted) == ((2, 3, 4), ())
+    assert keeper.aliases(lineage)[LIVE] == 1
+    assert keeper.history(lineage)[-1].reason == "forget <c1>"
+    assert keeper.undo(lineage) == 4, "nothing was deleted"
+    assert keeper.forget(lineage, "c3").resubmit == ()
+
+
+def test_forgetting_for_good_deletes_every_version_that_knew(
+    keeper: Retention, mlflow_client: Mlflow, stack_store: ObjectStore, lineage: str
+) -> None:
+    made = grow(keeper, lineage, None, 1, 2, 1)
+    keeper.set_live(lineage, 3)
+    keeper.set_canary(lineage, 4, 5)
+    places = [folder(stack_store, mlflow_client, info) for info in made]
+    forgotten = keeper.forget(lineage, "c1", delete=True)
+    assert (forgotten.live, forgotten.knowing, forgotten.deleted) == (1, (), (4, 3, 2))
+    assert numbers(mlflow_client, lineage) == [1]
+    assert [bool(list(stack_store.list(f"{place}/"))) for place in places] == [True, False, False, False]
+    with pytest.raises(NotFoundError, match=r"No version of .* knows <c1>"):
+        keeper.forget(lineage, "c1")
+
+
+def test_forgetting_the_first_concept_lets_the_lineage_begin_anew(keeper: Retention, lineage: str) -> None:
+    grow(keeper, lineage, None, 1)
+    forgotten = keeper.forget(lineage, "c0", delete=True)
+    assert (forgotten.live, forgotten.resubmit, forgotten.deleted) == (None, ("c1",), (2, 1))
+    assert keeper.versions(lineage) == []
+    assert keeper.may_begin(lineage)
+    assert publish(keeper, lineage).number == 3
+
+
+@pytest.mark.parametrize("name", ["c9", "Upper", ""])
+def test_what_nobody_knows_cannot_be_forgotten(keeper: Retention, lineage: str, name: str) -> None:
+    grow(keeper, lineage, None)
+    with pytest.raises((NotFoundError, InputError)):
+        keeper.forget(lineage, name)
+    assert keeper.aliases(lineage)[LIVE] == 1
+
+
+def test_an_abandoned_branch_is_collected_after_a_look(keeper: Retention, mlflow_client: Mlflow, lineage: str) -> None:
+    grow(keeper, lineage, None, 1, 2, 1)  # 1 -> 2 -> 3 is left for 1 -> 4
+    mlflow_client.delete_registered_model_alias(lineage, CANDIDATE) if CANDIDATE in keeper.aliases(lineage) else None
+    assert keeper.garbage(lineage, days=30) == NOTHING, "it is young"
+    garbage = keeper.garbage(lineage, days=0)
+    assert garbage == Garbage((3, 2), (), ())
+    assert numbers(mlflow_client, lineage) == [1, 2, 3, 4], "a look deletes nothing"
+    assert keeper.collect(lineage, NOTHING, days=0) == NOTHING, "only what was shown is deleted"
+    assert keeper.collect(lineage, garbage, days=0) == garbage
+    assert numbers(mlflow_client, lineage) == [1, 4]
+    assert keeper.garbage(lineage, days=0) == NOTHING
+
+
+def test_files_of_a_version_that_never_was_are_collected(
+    keeper: Retention, stack_store: ObjectStore, lineage: str
+) -> None:
+    grow(keeper, lineage, None)
+
+    class KilledError(Exception):
+        pass
+
+    def killed() -> None:
+        raise KilledError
+
+    run_id = begin(keeper, lineage)
+    manifest, files = make(lineage, run_id)
+    with pytest.raises(KilledError):
+        keeper.publish(
+            lineage, run_id, manifest, files, submission="s", verdict=Verdict(passed=True), job="j", check=killed
+        )
+    keeper.put_artifact(run_id, "samples/x.png", b"picture")
+    assert keeper.garbage(lineage, days=30).orphans == ()
+    garbage = keeper.garbage(lineage, days=0)
+    assert garbage == Garbage((), (), (run_id,))
+    keeper.collect(lineage, garbage, days=0)
+    left = [key for key in stack_store.list("mlflow/") if run_id in key]
+    assert [key.rpartition("/")[2] for key in left] == ["x.png"]
+    assert keeper.garbage(lineage, days=0) == NOTHING
+
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+def old(number: int, parent: int | None, *aliases: str, days: int = 100) -> VersionInfo:
+    plain = VersionInfo("l", number, parent, "", (), "", "", "", NOW, True, (), False, aliases)
+    return replace(plain, created=NOW - timedelta(days=days))
+
+
+def moved(before: int | None, after: int | None, *, days: int) -> Entry:
+    at = (NOW - timedelta(days=days)).isoformat()
+    return Entry(
+        number=1, at=at, action="move", alias=LIVE, before=before, after=after, actor="", reason="", via="person"
+    )
+
+
+@pytest.mark.parametrize(
+    ("versions", "history", "abandoned"),
+    [
+        ([], [], ()),
+        ([old(1, None), old(2, 1), old(3, 2, LIVE)], [], ()),
+        ([old(1, None), old(2, 1), old(3, 1, LIVE)], [], (2,)),
+        ([old(1, None), old(2, 1), old(3, 2), old(4, 1, LIVE)], [], (3, 2)),
+        ([old(1, None), old(2, 1), old(3, 2, CANDIDATE), old(4, 1, LIVE)], [], ()),
+        ([old(1, None), old(2, 1), old(3, 2, days=5), old(4, 1, LIVE)], [], ()),
+        ([old(1, None), old(2, 1), old(3, 2), old(4, 1, LIVE)], [moved(3, 4, days=5)], ()),
+        ([old(1, None), old(2, 1), old(3, 2), old(4, 1, LIVE)], [moved(2, 4, days=5)], (3,)),
+        ([old(1, None), old(2, 1), old(3, 2), old(4, 1, LIVE)], [moved(3, 4, days=50)], (3, 2)),
+        ([old(5, 4, LIVE), old(7, 6)], [], (7,)),
+        ([old(1, None)], [], (1,)),
+    ],
+)
+def test_what_counts_as_abandoned(
+    versions: list[VersionInfo], history: list[Entry], abandoned: tuple[int, ...]
+) -> None:
+    assert find_abandoned(versions, history, NOW - timedelta(days=30)) == abandoned
+
+
+def test_a_damaged_log_stops_the_collection(keeper: Retention, stack_store: ObjectStore, lineage: str) -> None:
+    grow(keeper, lineage, None, None)
+    stack_store.put(f"audit/{lineage}/000000000001.json", b"damaged")
+    with pytest.raises(RefusedError, match="audit log"):
+        keeper.garbage(lineage, days=0)
+    with pytest.raises(InputError, match="days"):
+        keeper.garbage(lineage, days=-1)

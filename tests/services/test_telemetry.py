@@ -1,0 +1,121 @@
+"""Logs as text and JSON, and traces that a real OTLP/HTTP receiver gets."""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from services.errors import InputError
+from services.telemetry import REQUEST_ID, JsonLines, configure_traces, span, where
+
+SCRIPT = """
+import sys
+from services.telemetry import configure_traces, span
+configure_traces(sys.argv[1], "palimpsest")
+with span("draw", steps=3) as attributes:
+    attributes["model"] = "pets@2"
+from opentelemetry import trace
+trace.get_tracer_provider().shutdown()
+"""
+
+
+def test_a_json_line_has_the_requests_id_and_the_records_fields() -> None:
+    record = logging.LogRecord("palimpsest.x", logging.INFO, "x.py", 1, "%d ü\n", (3,), None)
+    record.fields = {"seconds": 0.5}
+    token = REQUEST_ID.set("id-1")
+    try:
+        text = JsonLines().format(record)
+    finally:
+        REQUEST_ID.reset(token)
+    assert "\n" not in text
+    line = json.loads(text)
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "level": "INFO",
+        "logger": "palimpsest.x",
+        "message": "3 ü\n",
+        "request_id": "id-1",
+        "seconds": 0.5,
+    }
+    assert "request_id" not in json.loads(JsonLines().format(record))
+
+
+def test_an_unexpected_error_says_where_and_not_what() -> None:
+    with pytest.raises(ValueError, match="invalid literal") as error:
+        int("a secret")
+    assert where(error.value).startswith("ValueError at test_telemetry.py:")
+    assert "secret" not in where(error.value)
+    assert where(ValueError("a secret")) == "ValueError"
+
+
+def test_without_traces_a_span_is_nothing() -> None:
+    configure_traces("", "palimpsest")
+    with span("draw", steps=1) as attributes:
+        attributes["model"] = "pets@2"
+
+
+def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(InputError, match=r"install `palimpsest\[traces\]`"):
+        configure_traces("http://127.0.0.1:1/v1/traces", "palimpsest")
+
+
+class Receiver(HTTPServer):
+    """Keeps what is sent to it."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        super().__init__(("127.0.0.1", 0), Keep)
+
+
+class Keep(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        self.server.got.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_spans_reach_the_receiver(receiver: Receiver) -> None:
+    url = f"http://127.0.0.1:{receiver.server_port}/v1/traces"
+    subprocess.run([sys.executable, "-c", SCRIPT, url], check=True, timeout=120)
+    request = ExportTraceServiceRequest()
+    request.MergeFromString(_plain(receiver.got[0]))
+    (resource,) = request.resource_spans
+    assert {"service.name": "palimpsest"}.items() <= {
+        a.key: a.value.string_value for a in resource.resource.attributes
+    }.items()
+    (found,) = resource.scope_spans[0].spans
+    assert found.name == "draw"
+    assert {a.key: a.value.string_value or a.value.int_value for a in found.attributes} == {
+        "steps": 3,
+        "model": "pets@2",
+    }
+
+
+def _plain(body: bytes) -> bytes:
+    import gzip
+
+    return gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body

@@ -93,8 +93,8 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         | settings.environment()
         | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-            # A token in the person's home, made for another cluster, would lock this one; it listens on loopback alone.
-            "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+            # Else Ray demands a token once any other cluster left one in the person's home; this listens on loopback.
+            "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces a loopback address by another interface's
             "RAY_JOB_STOP_WAIT_TIME_S": str(

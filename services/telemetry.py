@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import TextIO
 
 from services.errors import InputError
 
@@ -24,14 +25,30 @@ _FRAMES = 3
 def configure_logging(style: str = "text", level: int = logging.INFO) -> None:
     """Send this project's log lines to stderr, as `text` or `json`. Calling it again changes nothing."""
     logger = logging.getLogger("palimpsest")
-    if logger.handlers:
+    if any(isinstance(handler, _Stderr) for handler in logger.handlers):
         return
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonLines() if style == "json" else plain)
     logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is when a line comes: Ray replaces it in its workers."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        """Where lines go."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        raise AttributeError("this handler always writes to sys.stderr")
 
 
 class JsonLines(logging.Formatter):

@@ -4,7 +4,8 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,7 @@ _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces a loopback address by another interface's
     "RAY_worker_niceness": "0",
+    "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the person's home, which then locks other local clusters
 }
 _LOOK_SECONDS = 5.0
 """Between two looks at what parallel tasks have done."""
@@ -126,19 +128,10 @@ def _in_turn(runs: Sequence[Run], progress: _Progress) -> list[str]:
 
 def _in_parallel(runs: Sequence[Run], jobs: int, progress: _Progress) -> list[str]:
     """As Ray tasks: on the cluster whose job this is (its workers must see the same folder), else on this machine."""
-    for name, value in _RAY.items():
-        os.environ.setdefault(name, value)
     import ray
 
     threads = max((run.settings.threads for run in runs), default=1)
-    here = {
-        "address": "local",
-        "num_cpus": jobs * max(1, threads),
-        "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",
-    }
-    ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else here))
-    try:
+    with _cluster(jobs * max(1, threads)):
         remote = ray.remote(num_cpus=max(1, threads), max_retries=2)(_attempt_quietly)
         waiting = [remote.remote(run) for run in runs]
         failed: list[str] = []
@@ -147,8 +140,26 @@ def _in_parallel(runs: Sequence[Run], jobs: int, progress: _Progress) -> list[st
             failed += [line for line in ray.get(done) if line]
             progress.say(sum(len(run.left) for run in runs), f"{len(waiting)} runs to go")
         return failed
+
+
+@contextmanager
+def _cluster(cpus: int) -> Iterator[None]:
+    """The cluster whose job this is, or one of this process's own, whose settings are gone from here with it."""
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+        added = []
+    else:
+        added = [name for name in _RAY if name not in os.environ]
+        os.environ.update({name: _RAY[name] for name in added})
+        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    try:
+        yield
     finally:
         ray.shutdown()
+        for name in added:
+            del os.environ[name]
 
 
 def _attempt_quietly(run: Run) -> str | None:

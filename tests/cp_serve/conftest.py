@@ -1,4 +1,4 @@
-"""One replica and its HTTP application for the session, on the real registry; Ray alone is left out."""
+"""One replica and its HTTP application for this folder, on the real registry; Ray alone is left out."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -56,7 +56,7 @@ class Serving:
         wait_until(lambda: self.denoiser.bank.pointers().get(lineage) == number)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serving_settings(mlflow_server: Settings, tiny_folders: Mapping[str, Path]) -> Settings:
     return mlflow_server.model_copy(
         update={
@@ -70,7 +70,7 @@ def serving_settings(mlflow_server: Settings, tiny_folders: Mapping[str, Path]) 
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serving(serving_settings: Settings) -> Iterator[Serving]:
     store = open_store(serving_settings)
     registry = Registry(serving_settings, store)
@@ -93,7 +93,7 @@ def serving(serving_settings: Settings) -> Iterator[Serving]:
         denoiser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api_url(serving: Serving) -> Iterator[str]:
     """URL of a real uvicorn server in front of the application."""
     with listening(serving.app) as url:

@@ -1,6 +1,5 @@
 """The job's command line: what can be refused is refused in one line that says what to do, before anything starts."""
 
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,16 +17,12 @@ RIGHT = {"--lineage": "ann", "--concept": "fox", "--noun": "fox", "--images": st
 
 @pytest.fixture(autouse=True)
 def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Settings of a house in which no server runs; an own log handler, since the first one keeps its stderr."""
+    """Settings of a house in which no server runs."""
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PALIMPSEST_MLFLOW_PORT", str(free_ports(1)[0]))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    logger = logging.getLogger("palimpsest")
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    logger.handlers.clear()
     get_settings.cache_clear()
     yield
-    logger.handlers[:], logger.level, logger.propagate = before
     get_settings.cache_clear()
 
 

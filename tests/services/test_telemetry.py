@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from services.errors import InputError
-from services.telemetry import REQUEST_ID, JsonLines, configure_traces, span, where
+from services.telemetry import REQUEST_ID, JsonLines, configure_logging, configure_traces, span, where
 
 SCRIPT = """
 import sys
@@ -44,6 +44,17 @@ def test_a_json_line_has_the_requests_id_and_the_records_fields() -> None:
         "seconds": 0.5,
     }
     assert "request_id" not in json.loads(JsonLines().format(record))
+
+
+def test_a_line_goes_to_what_stderr_is_when_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging()
+    log = logging.getLogger("palimpsest.telemetry")
+    log.info("one")
+    assert capsys.readouterr().err.endswith(" INFO palimpsest.telemetry one\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", sys.stdout)
+        log.info("two")
+    assert capsys.readouterr().out.endswith(" two\n")
 
 
 def test_an_unexpected_error_says_where_and_not_what() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def test_runs_at_once_end_like_runs_in_turn(flags: list[str], tmp_path: Path) ->
     both = [*flags, "--methods", "finetune", "textual_inversion", "--orders", "1"]
     assert main(both) == 0
     assert main([*both, "--jobs", "2", "--output", str(tmp_path / "parallel")]) == 0
+    assert "RAY_AUTH_MODE" not in os.environ, "the cluster's settings are gone with it"
 
     def figures(folder: Path) -> list[dict[str, str]]:
         with (folder / "results.csv").open(encoding="utf-8") as file:

@@ -81,7 +81,7 @@ class Batch:
         self._unet, self._middle, self._buckets = unet, capacity, tuple(buckets)
         self._dtype, self._device = base.unet.dtype, base.device
         side = int(base.unet.config.sample_size)
-        length, width = base.tokenizer.model_max_length, base.layout.total
+        length, width = base.tokenizer.model_max_length, base.packed_width
         self._x_NCHW = torch.zeros(capacity, base.latent_channels, side, side, device=self._device)
         self._before_NCHW = torch.zeros_like(self._x_NCHW)
         self._kv_RLK = torch.zeros(2 * capacity, length, width, device=self._device, dtype=self._dtype)

@@ -323,7 +323,7 @@ def _wants_steps(drawing: Drawing) -> bool:
 
 def _blank(base: BaseModel) -> torch.Tensor:
     """Keys and values of nothing, [1, L, K]."""
-    return torch.zeros(1, int(base.tokenizer.model_max_length), base.layout.total)
+    return torch.zeros(1, int(base.tokenizer.model_max_length), base.packed_width)
 
 
 def _row_bytes(base: BaseModel) -> int:

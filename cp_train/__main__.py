@@ -46,6 +46,12 @@ _SETTINGS = (
     _Setting("--precision", "loop", "precision", "of the training's arithmetic, float32 or bfloat16"),
     _Setting("--seed", "loop", "seed", "of every random draw"),
     _Setting("--fisher-batches", "fisher", "batches", "minibatches of the Fisher pass"),
+    _Setting(
+        "--fisher-chunk",
+        "fisher",
+        "chunk",
+        "rows (an image under a prompt) at once in it, to bound its memory; 0: a whole minibatch",
+    ),
     _Setting("--tau", "fisher", "tau", "temperature of the diffusion-classifier scores"),
     _Setting("--earlier", "fisher", "earlier", "k, earlier concepts in a minibatch of the Fisher pass"),
     _Setting("--trials", "fisher", "trials", "timesteps and noises of each image there"),

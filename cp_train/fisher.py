@@ -18,6 +18,7 @@ from torch import Tensor
 from cp_train.student import FrozenContexts, Student
 from services import scores
 from services.adapter import TrainingState
+from services.base_model import BaseModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class FisherConfig:
         earlier: k, at most so many earlier concepts a minibatch [the paper's best: 5].
         trials: (t, eps) for each image of a minibatch; their logits are averaged [the paper's: 1].
         gamma: decay of the earlier tasks' information.
+        chunk: rows (an image under a prompt) that go through the U-Net at once; 0: a whole minibatch. It bounds
+            memory, and costs a second forward pass; the result is the same.
     """
 
     batches: int = 100
@@ -43,10 +46,13 @@ class FisherConfig:
     earlier: int = 5
     trials: int = 1
     gamma: float = 1.0
+    chunk: int = 0
 
     def __post_init__(self) -> None:
         if min(self.batches, self.batch_size, self.trials) < 1 or self.earlier < 0 or not 0 < self.tau < math.inf:
             raise ValueError("Fisher: batches, batch_size, trials must be at least 1, tau above 0, earlier at least 0.")
+        if self.chunk < 0:
+            raise ValueError("Fisher: chunk must be at least 0; 0 takes a whole minibatch at once.")
         if not all(0 <= value < math.inf for value in (self.contrast, self.beta, self.gamma)):
             raise ValueError("Fisher: contrast, beta and gamma must be at least 0 and finite.")
 
@@ -69,18 +75,55 @@ def objective(
 
 
 def sample_gradients(
-    student: Student, trial: scores.Trial, context_PLD: Tensor, loss: Callable[[Tensor], Tensor], *, trials: int = 1
+    student: Student,
+    trial: scores.Trial,
+    context_PLD: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    trials: int = 1,
+    chunk: int = 0,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Each sample's gradient of its own loss in the student's weights, shapes [S, ...], and the errors [S x T, P].
 
-    `loss` maps the errors to [S]; entry s must depend on sample s's rows alone.
+    `loss` maps the errors to [S]; entry s must depend on sample s's rows alone. It is called once.
     """
     kv_PLK = student(context_PLD)
-    kv_SPLK = kv_PLK.detach().expand(len(trial.t_S) // trials, *kv_PLK.shape).clone().requires_grad_()
-    errors_SP = scores.errors(student.base, trial, kv_SPLK.repeat_interleave(trials, 0))
-    (grad_SPLK,) = torch.autograd.grad(loss(errors_SP).sum(), kv_SPLK)
+    kv_SPLK = kv_PLK.detach().expand(len(trial.t_S) // trials, *kv_PLK.shape)
+    if 0 < chunk < len(trial.t_S) * len(kv_PLK):
+        grad_SPLK, errors_SP = _kv_gradients_by_rows(student.base, trial, kv_SPLK, loss, trials=trials, chunk=chunk)
+    else:
+        grad_SPLK, errors_SP = _kv_gradients(student.base, trial, kv_SPLK, loss, trials)
     gradients = torch.autograd.grad(kv_PLK, student.weights, grad_SPLK, is_grads_batched=True)
-    return gradients, errors_SP.detach()
+    return gradients, errors_SP
+
+
+def _kv_gradients(
+    base: BaseModel, trial: scores.Trial, kv_SPLK: Tensor, loss: Callable[[Tensor], Tensor], trials: int
+) -> tuple[Tensor, Tensor]:
+    """dL/dkv of each sample, [S, P, L, K], and the errors [S x T, P], in one pass."""
+    kv_SPLK = kv_SPLK.clone().requires_grad_()
+    errors_SP = scores.errors(base, trial, kv_SPLK.repeat_interleave(trials, 0))
+    (grad_SPLK,) = torch.autograd.grad(loss(errors_SP).sum(), kv_SPLK)
+    return grad_SPLK, errors_SP.detach()
+
+
+def _kv_gradients_by_rows(
+    base: BaseModel, trial: scores.Trial, kv_SPLK: Tensor, loss: Callable[[Tensor], Tensor], *, trials: int, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The same in the memory of `chunk` rows, by the chain rule: all errors, then dL/de of each and its de/dkv."""
+    samples, prompts = kv_SPLK.shape[:2]
+    row_R = torch.arange(samples * trials * prompts, device=kv_SPLK.device)
+    chunks = [(trial.rows(rows // prompts), rows // (prompts * trials), rows % prompts) for rows in row_R.split(chunk)]
+    with torch.no_grad():
+        found = [scores.errors(base, own, kv_SPLK[s, p].unsqueeze(1)) for own, s, p in chunks]
+    errors_SP = torch.cat(found).view(samples * trials, prompts).requires_grad_()
+    (slope_SP,) = torch.autograd.grad(loss(errors_SP).sum(), errors_SP)
+    grad_SPLK = torch.zeros_like(kv_SPLK, memory_format=torch.contiguous_format)
+    for (own, s, p), slope in zip(chunks, slope_SP.flatten().split(chunk), strict=True):
+        kv_RLK = kv_SPLK[s, p].requires_grad_()
+        errors_R = scores.errors(base, own, kv_RLK.unsqueeze(1)).flatten()
+        grad_SPLK.index_put_((s, p), torch.autograd.grad((slope * errors_R).sum(), kv_RLK)[0], accumulate=True)
+    return grad_SPLK, errors_SP.detach()
 
 
 def fisher_information(
@@ -116,7 +159,9 @@ def fisher_information(
                 errors_SP, s, contrast=config.contrast, beta=config.beta, tau=config.tau, trials=config.trials
             )
 
-        gradients, _ = sample_gradients(student, trial, contexts(prompts), loss, trials=config.trials)
+        gradients, _ = sample_gradients(
+            student, trial, contexts(prompts), loss, trials=config.trials, chunk=config.chunk
+        )
         squares = [total + gradient_S.square().sum(0) for total, gradient_S in zip(squares, gradients, strict=True)]
     return normalised(*squares)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import platform
 import random
 import socket
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 
 from cp_train.denoise import check_shares
 from cp_train.methods import find_method, product_method
@@ -30,6 +32,7 @@ from services.lineage import LIVE, Registry, Verdict, VersionInfo
 from services.manifest import Concept, Content, Manifest, Provenance, canonical, check_name, check_noun, sha256
 from services.objects import open_store
 from services.settings import Settings
+from services.versions import TAG
 
 log = logging.getLogger("palimpsest.job")
 
@@ -92,8 +95,11 @@ def learn(request: Request, settings: Settings) -> Outcome:
         UnavailableError: MLflow, the store or Ray does not answer.
     """
     job = Job(request, settings)
-    with job.held_images() as intake_id, job.writer() as writer:
-        return job.learn(intake_id, writer)
+    with job.held_images() as intake_id:
+        with job.writer() as writer:
+            outcome = job.learn(intake_id, writer)
+        job.let_go(intake_id, outcome)
+    return outcome
 
 
 class Job:
@@ -117,8 +123,8 @@ class Job:
     def held_images(self) -> Iterator[str]:
         """The intake id of the concept's images, held for as long as the job needs them.
 
-        Copies made here are deleted whatever happens. Images handed in by id stay after a failure, until their
-        time-to-live, so that the job can be submitted again.
+        If the job fails, copies made here are deleted, and images handed in by id stay until their time-to-live, so
+        that the job can be submitted again.
         """
         self.intake.expire(time.time())
         images, ours = self.request.images, not self.request.images.startswith("in-")
@@ -131,8 +137,15 @@ class Job:
                 with suppress(PalimpsestError):  # the time-to-live does it then; the first error is the one to tell
                     self.intake.release(images)
             raise
+
+    def let_go(self, intake_id: str, outcome: Outcome) -> None:
+        """Delete the images, unless the gate refused the version: then other settings can be tried on them."""
+        if not outcome.gate.passed:
+            days = self.settings.intake_ttl_days
+            log.warning("the images stay for %g days: learn them with other settings by --images %s", days, intake_id)
+            return
         with _published("the concept images are left to their time-to-live"):
-            log.info("deleted %d concept images from the intake store", self.intake.release(images))
+            log.info("deleted %d concept images from the intake store", self.intake.release(intake_id))
 
     @contextmanager
     def writer(self) -> Iterator[Lease]:
@@ -286,7 +299,7 @@ class Job:
         """An MLflow run that ends as what happened."""
         request = self.request
         params = request.config.flat() | {"concept": request.concept, "noun": request.noun, "base": request.base}
-        run_id = self.registry.create_run(request.lineage, name=request.concept, params=params, tags={})
+        run_id = self.registry.create_run(request.lineage, name=request.concept, params=params, tags=environment())
         try:
             yield run_id
         except BaseException as error:
@@ -351,6 +364,13 @@ class Job:
             gate=Verdict(version.gate_passed, version.gate_reasons),
             live=live,
         )
+
+
+def environment() -> dict[str, str]:
+    """Tags of a run that say what it was made with: the job's own Python, libraries and machine."""
+    found = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers", "ray")}
+    found |= {"python": platform.python_version(), "system": platform.platform(), "cpus": str(os.cpu_count())}
+    return {f"{TAG}environment.{name}": value for name, value in found.items()}
 
 
 @contextmanager

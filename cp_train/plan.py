@@ -63,8 +63,9 @@ class LearningConfig:
         )
 
     def flat(self) -> dict[str, object]:
-        """One level, for MLflow parameters and the manifest; only what the method reads."""
+        """One level, for MLflow parameters and the manifest; only what the method reads and the outcome depends on."""
         method, parts = find_method(self.method), asdict(self)
+        del parts["fisher"]["chunk"]
         unread = {"kv": not method.protects, "dsc": not method.distils}
         nested = {
             f"{part}.{key}": value

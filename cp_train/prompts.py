@@ -15,14 +15,15 @@ MEDIA = ("a photo of", "a picture of", "a close-up of", "a drawing of", "an imag
 ADJECTIVES = ("", "small ", "big ", "red ", "blue ", "green ", "old ", "new ")
 PLACES = ("", " on a table", " in a field", " on the beach", " in a room", " in the rain", " at night", " and a {noun}")
 _NOUNS = """
-cat dog horse bird fish bear rabbit mouse cow pig sheep lion tiger elephant monkey frog snake turtle butterfly
-bee spider tree flower leaf mushroom apple banana grape lemon cherry bread cheese egg pizza cake cookie cup
-bottle knife spoon plate bowl house castle tower bridge car bus truck train bicycle boat ship airplane rocket
-hat shoe shirt dress glasses ring bag umbrella book pen key lock lamp clock phone camera computer guitar drum
-ball toy gift sun moon star cloud snowman fire mountain person man woman child face hand heart eye
+cat dog horse duck fish bear rabbit mouse cow pig sheep wolf tiger elephant monkey lizard snake turtle beetle
+bee spider tree flower leaf carrot apple banana grape lemon cherry bread cheese egg pretzel cake cookie cup
+bottle knife spoon plate bowl house temple tower bridge car bus truck train motorcycle boat ship airplane balloon
+hat shoe shirt dress glasses ring bag scarf book pen key lock lamp clock phone camera computer trumpet drum
+ball toy gift sun moon star cloud kite fire mountain person man woman child face hand heart eye
 """
 NOUNS = tuple(_NOUNS.split())
-"""Vocabulary of the varied and generic prompts; ours. Prompts made of other words are unseen."""
+"""Vocabulary of the varied and generic prompts; ours, without the concepts that are held out of the embedded base to be
+learned (`pretrain/concepts.txt`). Prompts made of other words are unseen."""
 
 
 def concept_prompts(templates: Sequence[str], concept: Concept) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from services.adapter import Adapter
 from services.base_model import BaseModel
-from services.conditioning import TokenizedPrompt, embed, project, tokenize
+from services.conditioning import TokenizedPrompt, embed, project, token_table, tokenize
 from services.manifest import Concept
 
 
@@ -92,10 +92,17 @@ class FrozenContexts:
 
 
 def noun_embedding(base: BaseModel, concept: Concept, *, seed: int) -> Tensor:
-    """V*_n at the start: the mean of the class noun's token embeddings, or (no noun) a draw of the same spread."""
-    table: Tensor = base.text_encoder.get_input_embeddings().weight.detach().float()  # type: ignore[operator]
+    """V*_n at the start: the mean of the class noun's token embeddings, or (no noun) a draw of the same spread.
+
+    Where there are two text encoders, their parts are side by side.
+    """
     ids = base.tokenizer(concept.noun, add_special_tokens=False).input_ids if concept.noun else []
     generator = torch.Generator().manual_seed(seed)
+    tables = [token_table(encoder).detach().float() for encoder in base.text_encoders]
+    return torch.cat([_start(table, ids, concept, generator) for table in tables], dim=1)
+
+
+def _start(table: Tensor, ids: list[int], concept: Concept, generator: torch.Generator) -> Tensor:
     spread = table.std() * torch.randn(concept.vectors, table.shape[1], generator=generator).to(table.device)
     if not ids:
         return spread

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from cp_train.data import cached_latents
 from cp_train.denoise import Denoising, Pictures
 from cp_train.evaluation.draw import draw, grid
-from cp_train.evaluation.gate import judge
+from cp_train.evaluation.evidence import Evidence, Examination
+from cp_train.evaluation.features import gate_features
+from cp_train.evaluation.gate import Limits, judge, unsound
 from cp_train.evaluation.metrics import dc_accuracy, denoising_loss
 from cp_train.fisher import accumulate, fisher_information
 from cp_train.loop import Loop, StepHook
@@ -28,6 +30,7 @@ from services.conditioning import TokenizedPrompt
 from services.errors import InputError
 from services.lineage import Verdict
 from services.manifest import Concept
+from services.settings import Settings
 
 SAMPLE_SEEDS = (0, 1, 2, 3)
 FISHER_SEED = 1_000_000_007
@@ -153,13 +156,32 @@ class Task:
         )
         return accumulate(self.fisher, new, gamma=config.fisher.gamma)
 
-    def finish(self) -> Learned:
+    def finish(self, settings: Settings) -> Learned:
         """Weigh what matters (Fisher information), draw every concept so far, judge."""
         plan, adapter, fisher = self.plan, self.adapter(), self.fisher_information()
         pictures = draw(self.base, adapter, [plain_prompt(c) for c in plan.concepts], SAMPLE_SEEDS)
-        verdict = judge(adapter, fisher, pictures, [concept.name for concept in plan.concepts])
         files = adapter_files.encode(adapter, fisher, self.base.layout)
-        return Learned(files, grid(pictures), verdict, self._metrics(adapter))
+        reasons = unsound(adapter, fisher, pictures, [concept.name for concept in plan.concepts])
+        if reasons:
+            return Learned(files, grid(pictures), Verdict(False, tuple(reasons)), {})
+        evidence = self.evidence(adapter, pictures, settings.gate_features)
+        verdict = judge(evidence, Limits.of(settings), plan.concept.name)
+        return Learned(files, grid(pictures), verdict, self._metrics(adapter) | evidence.metrics())
+
+    def evidence(self, adapter: Adapter, pictures_PSHWC: Tensor, features: str) -> Evidence:
+        """What the gate judges an adapter by, given its pictures of every concept from the sample seeds."""
+        return Examination(
+            base=self.base,
+            features=gate_features(features, self.base),
+            parent=self.parent,
+            candidate=adapter,
+            earlier=self.plan.earlier,
+            concept=self.plan.concept,
+            latents_NCHW=self.latents_NCHW[: self.images],
+            pictures_PSHWC=pictures_PSHWC,
+            seeds=SAMPLE_SEEDS,
+            tau=self.plan.config.fisher.tau,
+        ).evidence()
 
     def _metrics(self, adapter: Adapter) -> dict[str, float]:
         """How well the new concept is drawn and told apart, on its own images without their crops."""

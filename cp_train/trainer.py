@@ -137,8 +137,8 @@ def _learn(job: _Job) -> Learned | None:
     task.train(_Reporter(job, shard, task.steps), _restored())
     if shard.rank > 0:
         return None
-    _say(plan, "weighing what matters (Fisher information), and drawing the samples")
-    return task.finish()
+    _say(plan, "weighing what matters (Fisher information), drawing the samples, and judging them")
+    return task.finish(settings)
 
 
 def _say(plan: Plan, line: str) -> None:

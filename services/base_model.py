@@ -22,11 +22,14 @@ from services.adapter import Layout, Projection
 from services.attention import install_processors
 from services.errors import InputError, UnavailableError
 from services.manifest import BaseRef
+from services.second_encoder import PARTS, SIZES, SecondEncoder, is_xl, load_second
 
 EMBEDDED = Path(__file__).parent / "embedded" / "pipeline"
 COMPONENTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+"""Of every base; `second_encoder.PARTS` are read as well where they are."""
 WEIGHTS = {
     "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "unet": "diffusion_pytorch_model.safetensors",
 }
@@ -53,12 +56,13 @@ class BaseOutline:
 
 @dataclass(frozen=True, eq=False)
 class BaseModel(BaseOutline):
-    """A Stable Diffusion 1.x/2.x-layout pipeline, frozen, in evaluation mode.
+    """A pipeline in the layout of Stable Diffusion 1.x, 2.x or XL, frozen, in evaluation mode.
 
     Attributes:
         text_encoder, vae, unet: the pipeline's parts; the U-Net takes packed K/V.
         scheduler_config: configuration of the noise schedule, as diffusers' pipeline uses it.
         weight_KD: W of every projection, stacked [K, text width].
+        second: what SDXL has besides; None for 1.x and 2.x.
     """
 
     text_encoder: nn.Module
@@ -66,11 +70,22 @@ class BaseModel(BaseOutline):
     unet: Any
     scheduler_config: dict[str, Any]
     weight_KD: Tensor
+    second: SecondEncoder | None = None
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return self.weight_KD.device
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """One, or SDXL's two."""
+        return (self.text_encoder, self.second.text_encoder) if self.second else (self.text_encoder,)
+
+    @property
+    def packed_width(self) -> int:
+        """Columns of the packed tensor that the U-Net takes: K, and behind them E of SDXL's added vector."""
+        return self.layout.total + (self.second.width if self.second else 0)
 
     @property
     def prediction_type(self) -> str:
@@ -80,7 +95,7 @@ class BaseModel(BaseOutline):
     @property
     def vae_factor(self) -> int:
         """Picture pixels per latent pixel, along one side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return _vae_factor(self.vae)
 
     @property
     def image_size(self) -> int:
@@ -164,7 +179,7 @@ def _download(hub_id: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    texts = [f"{part}/*{end}" for part in COMPONENTS for end in _TEXT]
+    texts = [f"{part}/*{end}" for part in (*COMPONENTS, *PARTS) for end in _TEXT]
     weights = [f"{part}/{name}" for part, name in WEIGHTS.items()]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["model_index.json", *texts, *weights]))
@@ -190,7 +205,7 @@ def revision_of(directory: Path) -> str:
 
 def _files(directory: Path) -> Iterator[Path]:
     yield directory / "model_index.json"
-    for part in COMPONENTS:
+    for part in (*COMPONENTS, *(part for part in PARTS if (directory / part).is_dir())):
         texts = {p for p in (directory / part).iterdir() if p.suffix in _TEXT}
         yield from sorted(texts | ({directory / part / WEIGHTS[part]} if part in WEIGHTS else set()))
 
@@ -199,21 +214,22 @@ def load_base(reference: str = "embedded", *, device: str = "auto", dtype: torch
     """Load a base, freeze it, and take the text projections out of its U-Net.
 
     Raises:
-        InputError: no such base, or not a Stable Diffusion 1.x/2.x layout in safetensors.
+        InputError: no such base, or not the layout of Stable Diffusion 1.x, 2.x or XL in safetensors.
         UnavailableError: the hub does not answer.
     """
     directory = resolve(reference)
     outline = load_outline(reference)
     with _layout_errors(reference):
-        modules = _load_modules(directory, dtype)
+        text_encoder, vae, unet, second = _load_modules(directory, outline.layout, dtype)
     where = pick_device(device)
-    text_encoder, vae, unet = (m.requires_grad_(requires_grad=False).eval().to(where) for m in modules)
+    for module in (text_encoder, vae, unet, *((second.text_encoder, second.addition) if second else ())):
+        module.requires_grad_(requires_grad=False).eval().to(where)
     layout = outline.layout
     weight = torch.cat([unet.get_submodule(p.name).weight for p in layout.projections]).float()
     install_processors(unet, layout)
     # What StableDiffusionPipeline corrects in a scheduler's configuration.
     scheduler = {**_load_json(directory / "scheduler" / SCHEDULER), "clip_sample": False, "steps_offset": 1}
-    return BaseModel(outline.ref, outline.tokenizer, layout, text_encoder, vae, unet, scheduler, weight)
+    return BaseModel(outline.ref, outline.tokenizer, layout, text_encoder, vae, unet, scheduler, weight, second)
 
 
 def load_outline(reference: str = "embedded") -> BaseOutline:
@@ -241,25 +257,32 @@ def _layout_errors(reference: str) -> Iterator[None]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         why = str(error) if isinstance(error, _UnfitError) else type(error).__name__
         raise InputError(
-            f"base: {reference!r} is not a Stable Diffusion 1.x/2.x pipeline in safetensors ({why}).", param="base"
+            f"base: {reference!r} is not a Stable Diffusion 1.x, 2.x or XL pipeline in safetensors ({why}).",
+            param="base",
         ) from error
 
 
 def _check_fit(directory: Path, unet: Any, tokenizer: Any) -> None:
     """Refuse, before anything is loaded, the relatives that would load and then draw or fail in other ways."""
     config, text = unet.config, _load_json(directory / "text_encoder" / "config.json")
+    second = _load_json(directory / "text_encoder_2" / "config.json") if is_xl(unet) else {}
     vae = _load_json(directory / "vae" / "config.json")
     prediction = _load_json(directory / "scheduler" / SCHEDULER).get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
         raise _UnfitError(f"its U-Net predicts {prediction!r}, not {' or '.join(PREDICTION_TYPES)}")
     if {config.in_channels, config.out_channels} != {vae.get("latent_channels", 4)}:
         raise _UnfitError("its U-Net takes more than the VAE's latents, as for inpainting")
-    if config.class_embed_type or config.num_class_embeds or config.addition_embed_type:
+    if config.class_embed_type or config.num_class_embeds or (config.addition_embed_type and not second):
         raise _UnfitError("its U-Net is conditioned on more than time and text")
+    added = second.get("projection_dim", 0) + SIZES * (config.addition_time_embed_dim or 0)
+    if second and config.projection_class_embeddings_input_dim != added:
+        raise _UnfitError("its U-Net is conditioned on other numbers than SDXL's")
+    if second and _vocabulary(directory, "tokenizer") != _vocabulary(directory, "tokenizer_2"):
+        raise _UnfitError("its two tokenizers differ")
     kinds = {name.removesuffix(".processor").rpartition(".")[2] for name in unet.attn_processors}
     if kinds != {"attn1", "attn2"} or config.only_cross_attention or config.dual_cross_attention:
         raise _UnfitError("its U-Net has other attention layers")
-    if config.cross_attention_dim != text.get("hidden_size"):
+    if config.cross_attention_dim != text.get("hidden_size", 0) + second.get("hidden_size", 0):
         raise _UnfitError("the text encoder's width is not the one that the U-Net reads")
     if tokenizer.model_max_length > text.get("max_position_embeddings", 77):
         raise _UnfitError("the tokenizer's model_max_length is more than the text encoder takes")
@@ -270,25 +293,37 @@ def _load_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _load_tokenizer(directory: Path) -> Any:
+def _load_tokenizer(directory: Path, part: str = "tokenizer") -> Any:
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
+    return CLIPTokenizer.from_pretrained(directory / part, local_files_only=True)
 
 
-def _load_modules(directory: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """Text encoder, VAE and U-Net one by one: importing the whole pipeline class takes seconds more."""
+def _vocabulary(directory: Path, part: str) -> dict[str, int]:
+    words: dict[str, int] = _load_tokenizer(directory, part).get_vocab()
+    return words
+
+
+def _load_modules(directory: Path, layout: Layout, dtype: torch.dtype) -> tuple[Any, Any, Any, SecondEncoder | None]:
+    """Text encoder, VAE, U-Net and second encoder one by one: importing the whole pipeline class takes seconds more."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     load = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    return (
-        CLIPTextModel.from_pretrained(directory / "text_encoder", **load),
-        AutoencoderKL.from_pretrained(directory / "vae", **load),
-        UNet2DConditionModel.from_pretrained(directory / "unet", **load),
-    )
+    text_encoder = CLIPTextModel.from_pretrained(directory / "text_encoder", **load)
+    vae = AutoencoderKL.from_pretrained(directory / "vae", **load)
+    unet = UNet2DConditionModel.from_pretrained(directory / "unet", **load)
+    if not is_xl(unet):
+        return text_encoder, vae, unet, None
+    zero_empty = bool(_load_json(directory / "model_index.json").get("force_zeros_for_empty_prompt", True))
+    size = int(unet.config.sample_size) * _vae_factor(vae)
+    return text_encoder, vae, unet, load_second(directory, unet, size, layout.total, zero_empty=zero_empty, **load)
+
+
+def _vae_factor(vae: Any) -> int:
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def _layout(unet: Any) -> Layout:

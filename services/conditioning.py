@@ -6,7 +6,8 @@ A prompt's text embedding e does not depend on the image or the timestep, and th
 
 so one packed tensor kv_LK per prompt is all that the denoiser ever needs to know of prompt and adapter.
 A concept is written `<name>` in a prompt and takes as many token positions as it has embeddings. The result equals
-that of a diffusers pipeline whose tokenizer got the concept by `add_tokens`.
+that of a diffusers pipeline whose tokenizer got the concept by `add_tokens`. SDXL's second text encoder has its own
+part of each embedding, and what its pooled output adds stands behind e, and behind K and V (`second_encoder.py`).
 """
 
 import re
@@ -21,6 +22,7 @@ from torch.nn import functional
 from services.adapter import Adapter
 from services.base_model import BaseModel, BaseOutline
 from services.errors import InputError
+from services.second_encoder import SecondEncoder
 
 _CONCEPT = re.compile(r"<([^<>\s]{1,64})>")
 _PLACEHOLDER = 0  # any ordinary id: its embedding is overwritten before anything reads it
@@ -71,11 +73,47 @@ def _check_known(name: str, vectors: Mapping[str, int], param: str) -> None:
 
 
 def embed(base: BaseModel, prompts: Sequence[TokenizedPrompt], tokens: Mapping[str, Tensor]) -> Tensor:
-    """Text embeddings context_BLD, float32, differentiable in `tokens` (concept name -> [vectors, width])."""
+    """Text embeddings context_BLD, float32, differentiable in `tokens` (concept name -> [vectors, width]).
+
+    Of SDXL they are [B, L, D + E]: behind e is the vector that the U-Net adds to its time embedding.
+    """
     ids = torch.tensor([prompt.ids for prompt in prompts], device=base.device)
+    if base.second:
+        return _embed_twice(base, base.second, ids, prompts, tokens)
     with _concept_rows(base.text_encoder, prompts, tokens):
         context: Tensor = base.text_encoder(ids).last_hidden_state
     return context.float()
+
+
+def _embed_twice(
+    base: BaseModel,
+    second: SecondEncoder,
+    ids_BL: Tensor,
+    prompts: Sequence[TokenizedPrompt],
+    tokens: Mapping[str, Tensor],
+) -> Tensor:
+    end_BL = ids_BL == base.tokenizer.eos_token_id
+    behind_BL = end_BL.cumsum(1) > end_BL.int()  # where the first tokenizer put its padding
+    widths = [token_table(encoder).shape[1] for encoder in base.text_encoders]
+    parts = {name: rows.split(widths, dim=1) for name, rows in tokens.items()}
+    outputs = []
+    for index, encoder in enumerate(base.text_encoders):
+        own = ids_BL.masked_fill(behind_BL, second.pad) if index else ids_BL
+        with _concept_rows(encoder, prompts, {name: part[index] for name, part in parts.items()}):
+            outputs.append(encoder(own, output_hidden_states=True))
+    context_BLD = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+    pooled_BD = outputs[1].text_embeds
+    if second.zero_empty:
+        said_B = (~end_BL[:, 1]).to(context_BLD)
+        context_BLD, pooled_BD = context_BLD * said_B[:, None, None], pooled_BD * said_B[:, None]
+    added_BLE = second.added(pooled_BD).unsqueeze(1).expand(-1, ids_BL.shape[1], -1)
+    return torch.cat([context_BLD, added_BLE], -1).float()
+
+
+def token_table(encoder: nn.Module) -> Tensor:
+    """The input embeddings of a text encoder, [vocabulary, width]."""
+    table: Tensor = encoder.get_input_embeddings().weight  # type: ignore[operator]
+    return table
 
 
 @contextmanager
@@ -105,12 +143,26 @@ def _concept_rows(
 
 def project(base: BaseModel, context_BLD: Tensor, down_PRD: Tensor, up_KR: Tensor, scale: float) -> Tensor:
     """Packed keys and values kv_BLK of every layer: W e + scale * B A e."""
-    return functional.linear(context_BLD, base.weight_KD) + scale * delta(base, context_BLD, down_PRD, up_KR)
+    return pack(base, context_BLD, scale * delta(base, context_BLD, down_PRD, up_KR))
+
+
+def pack(base: BaseModel, context_BLD: Tensor, change_BLK: Tensor | None = None) -> Tensor:
+    """What the U-Net takes: W e, and what an adapter changes of it; behind them what stood behind e."""
+    kv_BLK = functional.linear(spoken(base, context_BLD), base.weight_KD)
+    if change_BLK is not None:
+        kv_BLK = kv_BLK + change_BLK
+    added = context_BLD[..., base.weight_KD.shape[1] :]
+    return torch.cat([kv_BLK, added], -1) if added.shape[-1] else kv_BLK
+
+
+def spoken(base: BaseModel, context_BLD: Tensor) -> Tensor:
+    """e alone: the columns of text embeddings that keys and values are made of."""
+    return context_BLD[..., : base.weight_KD.shape[1]]
 
 
 def delta(base: BaseModel, context_BLD: Tensor, down_PRD: Tensor, up_KR: Tensor) -> Tensor:
     """B A e of every layer, packed [B, L, K]; what the adapter adds, before its scale."""
-    inner_BLPR = torch.einsum("bld,prd->blpr", context_BLD, down_PRD)
+    inner_BLPR = torch.einsum("bld,prd->blpr", spoken(base, context_BLD), down_PRD)
     ups = up_KR.split(base.layout.widths)
     return torch.cat([functional.linear(inner_BLPR[:, :, p], up) for p, up in enumerate(ups)], dim=-1)
 
@@ -127,5 +179,5 @@ def condition(base: BaseModel, prompts: Sequence[str], adapter: Adapter | None, 
     with torch.no_grad():
         context = embed(base, tokenized, tokens)
         if adapter is None:
-            return functional.linear(context, base.weight_KD)
+            return pack(base, context)
         return project(base, context, adapter.down_PRD, adapter.up_KR, adapter.scale)

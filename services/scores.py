@@ -36,7 +36,7 @@ class Trial:
     noisy_SCHW: Tensor
     target_SCHW: Tensor
 
-    def rows(self, which: slice) -> "Trial":
+    def rows(self, which: slice | Tensor) -> "Trial":
         """Some of the samples."""
         return Trial(self.t_S[which], self.noisy_SCHW[which], self.target_SCHW[which])
 

@@ -49,6 +49,34 @@ class Settings(BaseSettings):
     max_failures: int = Field(3, ge=0, description="Worker deaths that one job survives.")
     lease_seconds: float = Field(30.0, gt=0, description="Silence after which a lineage's writer counts as dead.")
 
+    gate_features: str = Field(
+        "auto",
+        description="Image features that the gate compares by: `auto` (the base's own), or a CLIP's or DINO's name.",
+    )
+    gate_kv: float = Field(
+        1.0, ge=0, description="Relative change of the keys and values of an earlier concept's prompt, at most."
+    )
+    gate_mmd: float = Field(600.0, ge=0, description="Drift (MMD) of an earlier concept's pictures, at most.")
+    gate_similarity: float = Field(
+        0.9, ge=-1, le=1, description="Similarity of an earlier concept's pictures to those its parent draws, at least."
+    )
+    gate_dc_drop: float = Field(
+        0.5, ge=0, le=1, description="Share of an earlier concept's pictures that are not told apart any more, at most."
+    )
+    gate_base_kv: float = Field(
+        4.0, ge=0, description="Relative change of the keys and values of a generic prompt, at most."
+    )
+    gate_base_mmd: float = Field(6000.0, ge=0, description="Drift (MMD) of generic pictures, at most.")
+    gate_base_similarity: float = Field(
+        0.2, ge=-1, le=1, description="Similarity of generic pictures to those its parent draws, at least."
+    )
+    gate_new_similarity: float = Field(
+        0.2, ge=-1, le=1, description="Similarity of the new concept's pictures to its own images, at least."
+    )
+    gate_new_loss: float = Field(
+        1.1, ge=0, description="Denoising error of the new concept's images, as a share of its parent's, at most."
+    )
+
     replicas: int = Field(1, ge=1, description="Serve replicas of the denoiser.")
     replica_gpus: float = Field(
         0.0, ge=0, description="GPUs that a replica reserves; training workers on CUDA take one."

@@ -139,20 +139,31 @@ def reference(base: BaseModel, adapter: Adapter | None = None, *, lora: Path | N
         adapter: its tokens are added, and its LoRA from the bytes of `adapter.safetensors`.
         lora: a LoRA file to take instead.
     """
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     folder = EMBEDDED if base.ref.id == "embedded" else Path(base.ref.id)
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     if adapter is not None:
         files = encode(adapter, TrainingState(adapter.down_PRD, adapter.up_KR), base.layout)
         pipeline.load_lora_weights(load(lora.read_bytes() if lora else files[ADAPTER_FILE]))
-        add_tokens(pipeline.tokenizer, {name: len(rows) for name, rows in adapter.tokens.items()})
-        pipeline.text_encoder.resize_token_embeddings(len(pipeline.tokenizer), mean_resizing=False)
-        table = pipeline.text_encoder.get_input_embeddings().weight.data
-        for name, rows in adapter.tokens.items():
-            table[pipeline.tokenizer.convert_tokens_to_ids(spelled(name, len(rows)))] = rows
+        start = 0
+        for end in ("", "_2") if hasattr(pipeline, "text_encoder_2") else ("",):
+            start = _teach(
+                getattr(pipeline, f"tokenizer{end}"), getattr(pipeline, f"text_encoder{end}"), adapter.tokens, start
+            )
     return pipeline
+
+
+def _teach(tokenizer: Any, encoder: Any, tokens: Mapping[str, Tensor], start: int) -> int:
+    """Add the columns from `start` that are this encoder's, and return where the next one's begin."""
+    add_tokens(tokenizer, {name: len(rows) for name, rows in tokens.items()})
+    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    table = encoder.get_input_embeddings().weight.data
+    stop: int = start + table.shape[1]
+    for name, rows in tokens.items():
+        table[tokenizer.convert_tokens_to_ids(spelled(name, len(rows)))] = rows[:, start:stop]
+    return stop
 
 
 def spelled(name: str, vectors: int) -> list[str]:

@@ -62,7 +62,7 @@ def inputs_of(base: BaseModel, rows: int) -> _Inputs:
     """Noise, timesteps, and keys and values for so many rows."""
     side, dtype = int(base.unet.config.sample_size), base.unet.dtype
     x_RCHW = torch.randn(rows, base.latent_channels, side, side, dtype=dtype)
-    kv_RLK = torch.randn(rows, base.tokenizer.model_max_length, base.layout.total, dtype=dtype)
+    kv_RLK = torch.randn(rows, base.tokenizer.model_max_length, base.packed_width, dtype=dtype)
     return x_RCHW, torch.linspace(1, 900, rows), kv_RLK
 
 

@@ -37,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=8, help="images a step (default: %(default)s)")
     add("--rank", type=int, default=16, help="LoRA rank (default: %(default)s)")
     add("--fisher-batches", type=int, default=50, help="minibatches of the Fisher pass (default: %(default)s)")
+    add(
+        "--fisher-chunk",
+        type=int,
+        default=0,
+        help="rows at once in it, to bound its memory; 0: all (default: %(default)s)",
+    )
     add("--pictures", type=int, default=16, help="in every cell that MMD is computed from (default: %(default)s)")
     add("--drawing-steps", type=int, default=15, help="of the sampler (default: %(default)s)")
     add("--limit", type=int, help="concepts of a sequence, at most: for a short trial")
@@ -109,6 +115,7 @@ def _settings(options: argparse.Namespace, jobs: int) -> "Settings":
             batch_size=options.batch_size,
             rank=options.rank,
             fisher_batches=options.fisher_batches,
+            fisher_chunk=options.fisher_chunk,
             limit=options.limit,
             chosen=json.loads(chosen.read_text("utf-8")) if chosen.exists() and not options.sweep else {},
             examination=Examination(pictures=options.pictures, steps=options.drawing_steps),

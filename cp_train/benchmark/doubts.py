@@ -225,7 +225,7 @@ def _bases(results: Sequence[Result], _rows: Sequence[Row], folder: Path) -> str
         found[key] = found.get(key, 0) + 1
     table = markdown(["base", "setup", "runs"], [[f"`{b}`", s, str(count)] for (b, s), count in sorted(found.items())])
     return (
-        f"What was run:\n\n{table}\nThe same command takes any Stable Diffusion 1.x/2.x pipeline with `--base` "
+        f"What was run:\n\n{table}\nThe same command takes any Stable Diffusion 1.x, 2.x or XL pipeline with `--base` "
         "(prediction types epsilon and v); the tests learn on tiny pipelines of these layouts. What is not in the "
         "table was not compared.\n"
     )

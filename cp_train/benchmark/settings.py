@@ -44,6 +44,7 @@ class Settings:
         base: embedded, a directory, or a hub id.
         features: see `cp_train/evaluation/features.py`.
         steps, batch_size, rank, fisher_batches: of every task of every method.
+        fisher_chunk: see `FisherConfig`; no outcome depends on it.
         limit: of concepts in a sequence, for short trials.
         chosen: method -> settings chosen for it, by a sweep.
         threads: of torch in each process; 0: all cores.
@@ -55,6 +56,7 @@ class Settings:
     batch_size: int = 8
     rank: int = 16
     fisher_batches: int = 50
+    fisher_chunk: int = 0
     limit: int | None = None
     chosen: dict[str, Overrides] = field(default_factory=dict)
     examination: Examination = field(default_factory=Examination)
@@ -68,7 +70,7 @@ class Settings:
                 contender.method,
                 rank=self.rank,
                 loop=LoopConfig(steps=self.steps, batch_size=self.batch_size, seed=seed),
-                fisher=FisherConfig(batches=self.fisher_batches),
+                fisher=FisherConfig(batches=self.fisher_batches, chunk=self.fisher_chunk),
             )
         except ValueError as error:
             raise InputError(f"{error}") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cp_train.evaluation.judge import Judge
-from services.base_model import resolve
+from services.base_model import BaseModel, resolve
 from services.errors import InputError
 from services.manifest import sha256
 
@@ -58,6 +58,37 @@ def open_features(reference: str, base: str) -> Features:
     if reference == AUTO:
         raise InputError("features: this base has no judge beside it; name a CLIP or DINO model.", param="features")
     return TransformerFeatures.open(reference)
+
+
+def gate_features(reference: str, base: BaseModel) -> Features:
+    """What a candidate is judged by: features of that name; `auto` is the base's judge, else its CLIP, else its VAE.
+
+    Raises:
+        InputError: there are none of that name.
+    """
+    if reference != AUTO or (judge_folder(base.ref.id) / "judge.safetensors").is_file():
+        return open_features(reference, base.ref.id)
+    folder = clip_folder(base.ref.id)
+    return TransformerFeatures.open(str(folder)) if folder.is_dir() else LatentFeatures(base)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentFeatures:
+    """A base's VAE latents, brought to 8 x 8: layout and colour, for a base with nothing else beside it."""
+
+    base: BaseModel
+
+    @property
+    def digest(self) -> str:
+        """Of the base."""
+        return self.base.ref.revision
+
+    @torch.no_grad()
+    def images(self, pictures_NHWC: Tensor) -> Tensor:
+        """The features."""
+        pixels = (_pixels(chunk, self.base.image_size) * 2 - 1 for chunk in pictures_NHWC.split(_BATCH))
+        latents = torch.cat([self.base.encode_images(chunk.to(self.base.vae.dtype)).float() for chunk in pixels])
+        return functional.normalize(functional.adaptive_avg_pool2d(latents, 8).flatten(1), dim=-1).cpu()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,19 +1,56 @@
-"""The gate a version passes before it is served: the adapter is sound, that is, finite and able to draw."""
+"""The gate a version passes before it is served.
 
-from collections.abc import Iterable
+A candidate must be sound (finite numbers, pictures that show something), know its new concept, and have kept what its
+parent knew: earlier concepts and the base's own knowledge (`evidence.py`). Every limit that it misses is a reason.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cp_train.evaluation.evidence import Evidence
 from services.adapter import Adapter, TrainingState
 from services.lineage import Verdict
+from services.settings import Settings
 
 FLAT = 2.0
 """A picture whose most varied channel spreads less than this (standard deviation, of 255) shows nothing."""
 
 
-def judge(adapter: Adapter, fisher: TrainingState, pictures_PSHWC: Tensor, concepts: list[str]) -> Verdict:
-    """Judge a version by its tensors and the fixed-seed pictures of all concepts, [concepts, seeds, H, W, 3] in 0..255.
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is still good enough; the settings `gate_*` say more."""
+
+    kv: float
+    mmd: float
+    similarity: float
+    dc_drop: float
+    base_kv: float
+    base_mmd: float
+    base_similarity: float
+    new_similarity: float
+    new_loss: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        """Those of the settings."""
+        return cls(
+            kv=settings.gate_kv,
+            mmd=settings.gate_mmd,
+            similarity=settings.gate_similarity,
+            dc_drop=settings.gate_dc_drop,
+            base_kv=settings.gate_base_kv,
+            base_mmd=settings.gate_base_mmd,
+            base_similarity=settings.gate_base_similarity,
+            new_similarity=settings.gate_new_similarity,
+            new_loss=settings.gate_new_loss,
+        )
+
+
+def unsound(adapter: Adapter, fisher: TrainingState, pictures_PSHWC: Tensor, concepts: list[str]) -> list[str]:
+    """Reasons against a version by its tensors and the pictures of all concepts, [concepts, seeds, H, W, 3] in 0..255.
 
     Fisher information that is not finite is refused too: nothing could be learned on top of such a version.
     """
@@ -26,8 +63,42 @@ def judge(adapter: Adapter, fisher: TrainingState, pictures_PSHWC: Tensor, conce
     # Over the pixels, channel by channel: one colour everywhere is empty, too.
     spread_PS = pictures_PSHWC.float().flatten(2, 3).std(2).amax(-1)
     empty = (spread_PS < FLAT).any(1).tolist()
-    reasons += [f"<{name}> draws empty pictures" for name, flat in zip(concepts, empty, strict=True) if flat]
-    return Verdict(not reasons, tuple(reasons))
+    return reasons + [f"<{name}> draws empty pictures" for name, flat in zip(concepts, empty, strict=True) if flat]
+
+
+def judge(evidence: Evidence, limits: Limits, concept: str) -> Verdict:
+    """Judge a sound version that learned `concept`."""
+    reasons = (*_forgotten(evidence, limits), *_unlearned(evidence, limits, concept))
+    return Verdict(not reasons, reasons)
+
+
+def _forgotten(evidence: Evidence, limits: Limits) -> Iterator[str]:
+    """What of the parent's is lost."""
+    for name, change in evidence.kv.items():
+        yield from _above(f"<{name}> changed: keys and values by", change, limits.kv)
+    for name, drift in evidence.drift.items():
+        yield from _above(f"<{name}> changed: MMD", drift.mmd, limits.mmd)
+        yield from _below(f"<{name}> changed: similarity", drift.similarity, limits.similarity)
+        yield from _above(f"<{name}> is told apart less well: accuracy lost", evidence.dc_drop[name], limits.dc_drop)
+    yield from _above("the base's own knowledge changed: keys and values by", evidence.base_kv, limits.base_kv)
+    yield from _above("the base's own knowledge changed: MMD", evidence.base.mmd, limits.base_mmd)
+    yield from _below("the base's own knowledge changed: similarity", evidence.base.similarity, limits.base_similarity)
+
+
+def _unlearned(evidence: Evidence, limits: Limits, concept: str) -> Iterator[str]:
+    """What of the new concept was not learned."""
+    yield from _below(f"<{concept}> is unlike its images: similarity", evidence.new_similarity, limits.new_similarity)
+    yield from _above(f"<{concept}> was not learned: relative error", evidence.new_loss, limits.new_loss)
+
+
+def _above(what: str, value: float, limit: float) -> Iterator[str]:
+    if not value <= limit:  # NaN is no figure to pass with
+        yield f"{what} {value:.3g}, at most {limit:.3g}"
+
+
+def _below(what: str, value: float, limit: float) -> Iterator[str]:
+    if not value >= limit:
+        yield f"{what} {value:.3g}, at least {limit:.3g}"
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:

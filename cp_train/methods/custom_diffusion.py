@@ -24,7 +24,7 @@ from cp_train.prompts import captions, plain_prompt
 from cp_train.student import Student
 from services.adapter import Adapter
 from services.base_model import BaseModel
-from services.conditioning import embed, tokenize
+from services.conditioning import embed, spoken, tokenize
 from services.manifest import Concept
 
 RIDGE = 1e-4
@@ -78,7 +78,7 @@ def concept_features(base: BaseModel, name: str, adapter: Adapter) -> tuple[Tens
     prompt = tokenize(base, plain_prompt(Concept(name=name, noun="")), vectors)
     last = prompt.ids.index(base.tokenizer.eos_token_id, 1)
     with torch.no_grad():
-        features = embed(base, [prompt], adapter.tokens)[0, prompt.concepts[0][0] : last + 1]
+        features = spoken(base, embed(base, [prompt], adapter.tokens))[0, prompt.concepts[0][0] : last + 1]
     ups = adapter.up_KR.split(base.layout.widths)
     deltas = [features @ down.T @ up.T for down, up in zip(adapter.down_PRD, ups, strict=True)]
     return features, features @ base.weight_KD.T + adapter.scale * torch.cat(deltas, -1)
@@ -106,6 +106,6 @@ class CustomDiffusionMerge(CustomDiffusion):
         features, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         generic = [tokenize(base, text, {}) for text in captions(CAPTIONS, torch.Generator().manual_seed(0))]
         with torch.no_grad():
-            regular_RD = embed(base, generic, {}).flatten(0, 1)
+            regular_RD = spoken(base, embed(base, generic, {})).flatten(0, 1)
         delta = merged_delta(base.weight_KD, features, targets, regular_RD, ridge=RIDGE)
         return full_adapter(base, delta, {name: adapter.tokens[name] for name, adapter in adapters.items()})

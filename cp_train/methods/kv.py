@@ -28,9 +28,11 @@ from cp_train.methods.base import Method
 from cp_train.student import Student
 from services.adapter import Adapter
 from services.base_model import BaseModel
-from services.conditioning import TokenizedPrompt, embed
+from services.conditioning import TokenizedPrompt, embed, spoken
 
 PROMPTS_AT_ONCE = 64
+TINY = 1e-30
+"""Keys and values of length 0 (an empty prompt's, of SDXL) cannot move, and are not divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +62,9 @@ def second_moments(base: BaseModel, contexts_BLD: Iterable[Tensor]) -> Tensor:
     total = base.weight_KD.new_zeros(len(layout.projections), layout.text_width, layout.text_width)
     count = 0
     for context_BLD in contexts_BLD:
-        e_TD = context_BLD.flatten(0, 1)
+        e_TD = spoken(base, context_BLD).flatten(0, 1)
         norms = functional.linear(e_TD, base.weight_KD).split(layout.widths, dim=1)
-        total += torch.stack([e_TD.T @ (e_TD / y_TW.square().sum(1, keepdim=True)) for y_TW in norms])
+        total += torch.stack([e_TD.T @ (e_TD / y_TW.square().sum(1, keepdim=True).clamp_min(TINY)) for y_TW in norms])
         count += len(e_TD)
     return total / count
 

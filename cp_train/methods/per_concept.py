@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cp_train.methods.base import Method
 from services.adapter import Adapter
 from services.base_model import BaseModel
-from services.conditioning import delta, embed, tokenize
+from services.conditioning import delta, embed, pack, tokenize
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +34,12 @@ class PerConcept:
         tokens = {name: adapter.tokens[name] for name, adapter in self.adapters.items()}
         tokenized = tokenize(self.base, prompt, {name: len(rows) for name, rows in tokens.items()})
         context_BLD = embed(self.base, [tokenized], tokens)
-        kv_BLK = functional.linear(context_BLD, self.base.weight_KD)
-        for name in dict.fromkeys(name for _, name, _ in tokenized.concepts):
-            own = self.adapters[name]
-            kv_BLK = kv_BLK + own.scale * delta(self.base, context_BLD, own.down_PRD, own.up_KR)
-        return kv_BLK
+        named = dict.fromkeys(name for _, name, _ in tokenized.concepts)
+        changes = [
+            own.scale * delta(self.base, context_BLD, own.down_PRD, own.up_KR)
+            for own in (self.adapters[name] for name in named)
+        ]
+        return pack(self.base, context_BLD, torch.stack(changes).sum(0) if changes else None)
 
 
 class PerConceptLoRA(Method):

@@ -107,6 +107,44 @@ def test_gradients_with_trials_are_those_of_one_sample_with_its_trials(tiny_base
         torch.testing.assert_close(up_SKR[sample], up, rtol=2e-3, atol=1e-4 * float(up.abs().max()))
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 5, 17])
+def test_in_chunks_the_gradients_are_the_same_in_less_rows_at_once(any_base: BaseModel, chunk: int) -> None:
+    student = student_of(any_base, earlier=("fox",))
+    latents = random_latents(any_base, 3).repeat_interleave(2, 0)
+    trial = scores.draw_trial(any_base, latents, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        context = student.encode(student.tokenize(PROMPTS))
+
+    def loss(errors_SP: Tensor) -> Tensor:
+        return objective(errors_SP, torch.ones(len(errors_SP)), contrast=1.0, beta=0.5, tau=0.05, trials=2)
+
+    rows: list[int] = []
+    gradients, errors_SP = sample_gradients(student, trial, context, loss, trials=2)
+    handle = any_base.unet.register_forward_hook(lambda _m, arguments, _out: rows.append(len(arguments[0])))
+    try:
+        in_chunks, same_SP = sample_gradients(student, trial, context, loss, trials=2, chunk=chunk)
+    finally:
+        handle.remove()
+    assert max(rows) == chunk
+    assert sum(rows) == 2 * errors_SP.numel() == 36
+    torch.testing.assert_close(same_SP, errors_SP, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(in_chunks, gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_pass_in_chunks_gives_the_same_information(tiny_base: BaseModel) -> None:
+    student, latents = student_of(tiny_base, earlier=("fox",)), random_latents(tiny_base, 4)
+    found = [
+        fisher_information(
+            student, latents, lambda _: PROMPTS, FisherConfig(batches=2, batch_size=2, trials=2, chunk=chunk), seed=9
+        )
+        for chunk in (0, 3)
+    ]
+    for name in ("down_PRD", "up_KR"):
+        whole, in_chunks = (getattr(one, name) for one in found)
+        torch.testing.assert_close(in_chunks, whole, rtol=1e-4, atol=1e-6 * float(whole.max()))
+
+
 def test_no_prompt_is_encoded_twice_in_a_pass(tiny_base: BaseModel) -> None:
     encoded = []
     handle = tiny_base.text_encoder.register_forward_hook(lambda _m, ids, _out: encoded.append(len(ids[0])))
@@ -187,6 +225,7 @@ def test_tasks_add_up_and_earlier_ones_decay_by_gamma() -> None:
         {"tau": math.nan},
         {"earlier": -1},
         {"trials": 0},
+        {"chunk": -1},
         {"gamma": -0.5},
         {"beta": math.inf},
         {"contrast": math.nan},

@@ -2,7 +2,8 @@
 
 import torch
 
-from cp_train.prompts import captions, concept_prompts, plain_prompt, prior_prompts, varied
+from cp_train.pretrain.splits import held_out
+from cp_train.prompts import NOUNS, captions, concept_prompts, plain_prompt, prior_prompts, varied
 from services.manifest import Concept
 
 MUG = Concept(name="my-mug", noun="coffee mug")
@@ -44,6 +45,13 @@ def test_captions_are_many_different_ones_and_begin_with_the_empty_prompt() -> N
     assert len(set(found)) > 180
     assert not any("{" in caption or "  " in caption for caption in found)
     assert found == captions(200, torch.Generator().manual_seed(0))
+
+
+def test_no_caption_names_what_is_held_out_to_be_learned() -> None:
+    held = {concept.noun for concept in held_out()}
+    assert {"lion", "snowman"} <= held
+    assert not held & set(NOUNS)
+    assert len(set(NOUNS)) == len(NOUNS)
 
 
 def test_a_varied_prompt_has_its_subject_in_it() -> None:

@@ -23,8 +23,9 @@ from cp_train.plan import LearningConfig, Plan
 from cp_train.task import Learned
 from services.adapter import TrainingState, encode
 from services.base_model import BaseModel
+from services.errors import NotFoundError
 from services.intake import Intake
-from services.lineage import LIVE, Registry, Verdict
+from services.lineage import CANDIDATE, LIVE, Registry, Verdict
 from services.objects import DirectoryStore, open_store
 from services.runs import Server
 from services.settings import Settings
@@ -134,3 +135,28 @@ def test_killed_and_submitted_again(settings: Settings, request_of: Callable[[st
     for weeks in (2, 4):  # what has no manifest is marked first
         Intake(store, settings).expire(time.time() + weeks * 7 * 86400)
     assert list(store.list("intake/")) == []
+
+
+def test_the_images_of_a_refused_concept_stay_for_another_try(
+    settings: Settings, request_of: Callable[[str], Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of(f"l{uuid4().hex[:12]}")
+    honest = cp_train.job.train
+    refused = Verdict(passed=False, reasons=("<fox> was not learned: relative error 2, at most 1",))
+    monkeypatch.setattr(cp_train.job, "train", lambda *args: replace(honest(*args), verdict=refused))
+    outcome = learn(request, settings)
+    assert (outcome.gate, outcome.live) == (refused, False)
+    store = open_store(settings)
+    registry = Registry(settings, store)
+    version = registry.version(request.lineage, 1)
+    assert (version.gate_passed, version.gate_reasons) == (False, refused.reasons)
+    assert registry.aliases(request.lineage) == {CANDIDATE: 1}
+    made_with = Server(settings.mlflow).client.get_run(version.run_id).data.tags
+    assert made_with["palimpsest.environment.torch"] == torch.__version__
+
+    monkeypatch.setattr(cp_train.job, "train", honest)
+    again = replace(request, images=version.intake, config=LearningConfig.for_method("ewc"))
+    outcome = learn(again, settings)
+    assert (outcome.version, outcome.gate.passed, outcome.live) == (2, True, True)
+    with pytest.raises(NotFoundError):
+        Intake(store, settings).digest(version.intake)

@@ -1,20 +1,35 @@
-"""The gate: what is sound passes, and what is not is refused with every reason."""
+"""The gate: what is sound and has forgotten nothing passes; what is not is refused with every reason."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cp_train.evaluation.gate import FLAT, judge
+from cp_train.evaluation.evidence import Drift, Evidence
+from cp_train.evaluation.gate import FLAT, Limits, judge, unsound
 from services.adapter import Layout, Projection, TrainingState
 from services.lineage import Verdict
+from services.settings import Settings
 from tests.bases import some_adapter
 
 LAYOUT = Layout((Projection("mid.attn2.to_k", 6), Projection("mid.attn2.to_v", 4)), text_width=8)
 ADAPTER = some_adapter(LAYOUT, {"mug": 1, "fox": 1})
 FISHER = TrainingState(ADAPTER.down_PRD.square(), ADAPTER.up_KR.square())
 NAMES = ["mug", "fox"]
+LIMITS = Limits.of(Settings())
+SAME = Drift(mmd=0.0, similarity=1.0)
+GOOD = Evidence(
+    kv={"mug": 0.01, "fox": 0.0},
+    base_kv=0.0,
+    drift={"mug": SAME, "fox": SAME},
+    dc_drop={"mug": 0.0, "fox": 0.0},
+    dc_accuracy={"mug": 1.0, "fox": 1.0},
+    base=SAME,
+    new_similarity=1.0,
+    new_loss=0.5,
+)
 
 
 def pictures() -> Tensor:
@@ -23,7 +38,8 @@ def pictures() -> Tensor:
 
 
 def test_a_sound_version_passes() -> None:
-    assert judge(ADAPTER, FISHER, pictures(), NAMES) == Verdict(passed=True)
+    assert unsound(ADAPTER, FISHER, pictures(), NAMES) == []
+    assert judge(GOOD, LIMITS, "cup") == Verdict(passed=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -34,34 +50,65 @@ def test_an_adapter_with_numbers_that_are_not_finite_is_refused(part: str, value
         "up_KR": replace(ADAPTER, up_KR=torch.full_like(ADAPTER.up_KR, value)),
         "tokens": replace(ADAPTER, tokens={"mug": torch.full((1, 8), value)}),
     }
-    verdict = judge(cases[part], FISHER, pictures(), NAMES)
-    assert verdict == Verdict(passed=False, reasons=("the adapter holds numbers that are not finite",))
+    reasons = unsound(cases[part], FISHER, pictures(), NAMES)
+    assert reasons == ["the adapter holds numbers that are not finite"]
 
 
 def test_a_fisher_information_that_nothing_could_be_learned_on_is_refused() -> None:
     spoiled = replace(FISHER, up_KR=torch.full_like(FISHER.up_KR, torch.nan))
-    verdict = judge(ADAPTER, spoiled, pictures(), NAMES)
-    assert verdict == Verdict(passed=False, reasons=("its Fisher information holds numbers that are not finite",))
+    reasons = unsound(ADAPTER, spoiled, pictures(), NAMES)
+    assert reasons == ["its Fisher information holds numbers that are not finite"]
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (250, 20, 90)])
 def test_one_picture_of_one_colour_is_enough_to_be_refused(colour: tuple[int, int, int]) -> None:
     drawn = pictures()
     drawn[1, 2] = torch.tensor(colour)
-    verdict = judge(ADAPTER, FISHER, drawn, NAMES)
-    assert verdict == Verdict(passed=False, reasons=("<fox> draws empty pictures",))
+    reasons = unsound(ADAPTER, FISHER, drawn, NAMES)
+    assert reasons == ["<fox> draws empty pictures"]
 
 
 def test_nearly_flat_is_flat_and_one_lively_channel_is_a_picture() -> None:
     drawn = pictures()
     drawn[0] = 128
     drawn[0, :, :4, :, 1] += int(FLAT)
-    assert not judge(ADAPTER, FISHER, drawn, NAMES).passed
+    assert unsound(ADAPTER, FISHER, drawn, NAMES)
     drawn[0, :, :4, :, 1] += 3 * int(FLAT)
-    assert judge(ADAPTER, FISHER, drawn, NAMES).passed
+    assert not unsound(ADAPTER, FISHER, drawn, NAMES)
 
 
 def test_all_reasons_are_told() -> None:
     spoiled = replace(ADAPTER, up_KR=torch.full_like(ADAPTER.up_KR, torch.nan))
-    verdict = judge(spoiled, FISHER, torch.zeros(2, 3, 8, 8, 3, dtype=torch.uint8), NAMES)
-    assert [reason.partition(" ")[0] for reason in verdict.reasons] == ["the", "<mug>", "<fox>"]
+    reasons = unsound(spoiled, FISHER, torch.zeros(2, 3, 8, 8, 3, dtype=torch.uint8), NAMES)
+    assert [reason.partition(" ")[0] for reason in reasons] == ["the", "<mug>", "<fox>"]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "reason"),
+    [
+        ({"kv": {"mug": 0.0, "fox": 9.0}}, "<fox> changed: keys and values by 9, at most"),
+        ({"base_kv": NAN}, "the base's own knowledge changed: keys and values by nan, at most"),
+        ({"drift": {"mug": SAME, "fox": Drift(mmd=9e3, similarity=1.0)}}, "<fox> changed: MMD 9e+03, at most"),
+        ({"drift": {"mug": SAME, "fox": Drift(mmd=0.0, similarity=0.01)}}, "<fox> changed: similarity 0.01, at least"),
+        ({"drift": {"mug": SAME, "fox": Drift(mmd=0.0, similarity=NAN)}}, "<fox> changed: similarity nan, at least"),
+        ({"dc_drop": {"mug": 1.0, "fox": 0.0}}, "<mug> is told apart less well: accuracy lost 1, at most"),
+        ({"base": Drift(mmd=9e4, similarity=1.0)}, "the base's own knowledge changed: MMD 9e+04, at most"),
+        ({"base": Drift(mmd=0.0, similarity=0.01)}, "the base's own knowledge changed: similarity 0.01, at least"),
+        ({"new_similarity": 0.01}, "<cup> is unlike its images: similarity 0.01, at least"),
+        ({"new_loss": 2.0}, "<cup> was not learned: relative error 2, at most"),
+    ],
+)
+def test_each_figure_has_its_limit(spoiled: dict[str, Any], reason: str) -> None:
+    verdict = judge(replace(GOOD, **spoiled), LIMITS, "cup")
+    assert not verdict.passed
+    assert [found.startswith(reason) for found in verdict.reasons] == [True]
+
+
+def test_the_figures_are_metrics_of_one_level() -> None:
+    metrics = GOOD.metrics()
+    assert metrics["drift.mug.kv"] == 0.01
+    assert {"drift.fox.mmd", "drift.fox.similarity", "drift.fox.dc_accuracy", "drift.fox.dc_drop"} <= metrics.keys()
+    assert {"base_drift.mmd", "base_drift.similarity", "new.similarity", "new.loss"} <= metrics.keys()

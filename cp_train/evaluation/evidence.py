@@ -1,0 +1,183 @@
+"""What the gate judges a candidate by, with nothing but what the registry holds and the new concept's own images.
+
+Parent and candidate draw from the same seeds (x_s by the parent, y_s by the candidate, as image features):
+
+    similarity = mean_s x_s . y_s        mmd: `distances.mmd` of all x against all y
+
+of every judged earlier concept, and of generic prompts for the base's own knowledge. A first version's parent is an
+adapter that changes nothing, so it is compared with the base itself.
+
+Only those concepts are judged whose keys and values moved most, |kv' - kv| / |kv| of the plain prompt: the denoiser
+knows a prompt by nothing else. That costs one pass of the text encoder and no picture, whatever the lineage's length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cp_train.evaluation.distances import mmd, similarity
+from cp_train.evaluation.draw import draw
+from cp_train.evaluation.features import Features
+from cp_train.evaluation.metrics import dc_accuracy, denoising_loss
+from cp_train.prompts import NO_NOUN, TEMPLATES, plain_prompt
+from services.adapter import Adapter
+from services.base_model import BaseModel
+from services.conditioning import condition
+from services.manifest import Concept
+
+MOST = 8
+"""Earlier concepts that are judged, at most."""
+RIVALS = 3
+"""Other concepts that a picture is told apart from, at most."""
+GENERIC_PROMPTS = tuple(TEMPLATES[0].format(noun) for noun in ("cat", "flower", "house", "car"))
+"""They stand for the base's own knowledge, and `FEW` seeds that each is drawn from."""
+FEW = 2
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the candidate's pictures of something are from its parent's.
+
+    Attributes:
+        mmd: squared maximum mean discrepancy, times 1000; 0 is the same.
+        similarity: mean cosine of the pictures of the same seed; 1 is the same.
+    """
+
+    mmd: float
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that was measured.
+
+    Attributes:
+        kv: name of every earlier concept -> relative change of its keys and values.
+        base_kv: the same of the generic prompts, the largest.
+        drift: name of a judged concept -> its drift.
+        dc_drop: name of a judged concept -> by how much the share of the parent's pictures that diffusion-classifier
+            scores put right is smaller with the candidate than with the parent.
+        dc_accuracy: that share, with the candidate.
+        base: drift of generic prompts.
+        new_similarity: mean cosine of the new concept's pictures and its own images.
+        new_loss: denoising error of these images under the candidate's concept, as a share of the parent's under
+            its class noun.
+    """
+
+    kv: dict[str, float]
+    base_kv: float
+    drift: dict[str, Drift]
+    dc_drop: dict[str, float]
+    dc_accuracy: dict[str, float]
+    base: Drift
+    new_similarity: float
+    new_loss: float
+
+    def metrics(self) -> dict[str, float]:
+        """One level, for MLflow and the manifest."""
+        found = {f"drift.{name}.kv": value for name, value in self.kv.items()}
+        for name, drift in self.drift.items():
+            found |= {f"drift.{name}.mmd": drift.mmd, f"drift.{name}.similarity": drift.similarity}
+            found[f"drift.{name}.dc_accuracy"] = self.dc_accuracy[name]
+            found[f"drift.{name}.dc_drop"] = self.dc_drop[name]
+        base = {
+            "base_drift.kv": self.base_kv,
+            "base_drift.mmd": self.base.mmd,
+            "base_drift.similarity": self.base.similarity,
+        }
+        return found | base | {"new.similarity": self.new_similarity, "new.loss": self.new_loss}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examination:
+    """A candidate and what it is compared with.
+
+    Attributes:
+        earlier: the concepts that the parent knows.
+        concept: the new one, and `latents_NCHW` of its images.
+        pictures_PSHWC: the candidate's plain prompts drawn: every earlier concept, then the new one.
+        seeds: from which these were drawn.
+        tau: of the diffusion-classifier scores.
+    """
+
+    base: BaseModel
+    features: Features
+    parent: Adapter
+    candidate: Adapter
+    earlier: Sequence[Concept]
+    concept: Concept
+    latents_NCHW: Tensor
+    pictures_PSHWC: Tensor
+    seeds: Sequence[int]
+    tau: float
+
+    def evidence(self) -> Evidence:
+        """Measure everything."""
+        kv = self.kv_drift()
+        worst = sorted(kv, key=lambda name: kv[name], reverse=True)[:MOST]
+        judged = [concept for concept in self.earlier if concept.name in worst]
+        prompts = [plain_prompt(concept) for concept in judged]
+        drawn = draw(self.base, self.parent, prompts, self.seeds) if judged else ()
+        place = {concept.name: index for index, concept in enumerate(self.earlier)}
+        pairs = {c.name: (theirs, self.pictures_PSHWC[place[c.name]]) for c, theirs in zip(judged, drawn, strict=True)}
+        told = {c.name: self._told_apart(c, judged, pairs[c.name][0]) for c in judged}
+        return Evidence(
+            kv=kv,
+            base_kv=max(self._kv_change(GENERIC_PROMPTS)),
+            drift={name: self._drift(*pair) for name, pair in pairs.items()},
+            dc_accuracy={name: candidate for name, (_, candidate) in told.items()},
+            dc_drop={name: parent - candidate for name, (parent, candidate) in told.items()},
+            base=self._base_drift(),
+            new_similarity=self._new_similarity(),
+            new_loss=self._new_loss(),
+        )
+
+    def kv_drift(self) -> dict[str, float]:
+        """Relative change of every earlier concept's keys and values."""
+        if not self.earlier:
+            return {}
+        change = self._kv_change([plain_prompt(concept) for concept in self.earlier])
+        return {concept.name: value for concept, value in zip(self.earlier, change, strict=True)}
+
+    def _kv_change(self, prompts: Sequence[str]) -> list[float]:
+        old, new = (condition(self.base, prompts, adapter).flatten(1) for adapter in (self.parent, self.candidate))
+        change: list[float] = ((new - old).norm(dim=1) / old.norm(dim=1)).tolist()
+        return change
+
+    def _drift(self, parent_SHWC: Tensor, candidate_SHWC: Tensor) -> Drift:
+        x, y = self.features.images(parent_SHWC), self.features.images(candidate_SHWC)
+        return Drift(mmd(x, y), (x.double() * y.double()).sum(-1).mean().item())
+
+    def _base_drift(self) -> Drift:
+        pairs = (
+            draw(self.base, adapter, GENERIC_PROMPTS, self.seeds[:FEW]) for adapter in (self.parent, self.candidate)
+        )
+        return self._drift(*(pictures.flatten(0, 1) for pictures in pairs))
+
+    def _told_apart(self, concept: Concept, judged: Sequence[Concept], pictures_SHWC: Tensor) -> tuple[float, float]:
+        """Share of the parent's pictures of a concept that parent and candidate put right."""
+        latents = self.base.encode_images(_pixels(pictures_SHWC).to(self.base.vae.dtype)).float()
+        rivals = [plain_prompt(other) for other in judged if other is not concept][:RIVALS]
+        prompts = [plain_prompt(concept), _prior(concept), *rivals]
+        parent, candidate = (
+            dc_accuracy(self.base, adapter, latents, prompts, tau=self.tau) for adapter in (self.parent, self.candidate)
+        )
+        return parent, candidate
+
+    def _new_similarity(self) -> float:
+        own = self.base.decode_latents(self.latents_NCHW.to(self.base.vae.dtype)).cpu()
+        return similarity(self.features.images(self.pictures_PSHWC[-1]), self.features.images(own))
+
+    def _new_loss(self) -> float:
+        learned = denoising_loss(self.base, self.candidate, self.latents_NCHW, plain_prompt(self.concept))
+        return learned / denoising_loss(self.base, self.parent, self.latents_NCHW, _prior(self.concept))
+
+
+def _prior(concept: Concept) -> str:
+    """The prompt of the pretrained concept c^0, the class noun."""
+    return TEMPLATES[0].format(concept.noun or NO_NOUN)
+
+
+def _pixels(pictures_NHWC: Tensor) -> Tensor:
+    return pictures_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -139,10 +139,14 @@ class Job:
             raise
 
     def let_go(self, intake_id: str, outcome: Outcome) -> None:
-        """Delete the images, unless the gate refused the version: then other settings can be tried on them."""
-        if not outcome.gate.passed:
+        """Delete the images, unless the gate refused the version: then other settings can be tried on them.
+
+        A refused submission that comes again brings the same images again: those stay that the version was made from.
+        """
+        if not outcome.gate.passed and self.registry.version(outcome.lineage, outcome.version).intake == intake_id:
             days = self.settings.intake_ttl_days
-            log.warning("the images stay for %g days: learn them with other settings by --images %s", days, intake_id)
+            how = f"python -m cp_train --images {intake_id}"
+            log.warning("the images stay for %g days: learn them with other settings by %s", days, how)
             return
         with _published("the concept images are left to their time-to-live"):
             log.info("deleted %d concept images from the intake store", self.intake.release(intake_id))

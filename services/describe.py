@@ -8,6 +8,8 @@ from services.manifest import Manifest
 from services.tree import draw_tree
 from services.versions import Verdict, VersionInfo
 
+_PAGE = 5000  # characters of a version's page: MLflow's column in PostgreSQL takes no more
+_REASONS, _NAMES = 8, 40  # of a version's, that its page names
 _NEWEST = 200  # versions in a lineage's tree: a description has a limit, and so has a reader
 
 
@@ -23,23 +25,27 @@ def describe_version(manifest: Manifest, *, verdict: Verdict, job: str, experime
     """
     content, origin = manifest.content, manifest.provenance
     newest = content.concepts[-1]
+    older = max(0, len(content.concepts) - _NAMES)
+    failed = [*verdict.reasons[:_REASONS], *_more(len(verdict.reasons) - _REASONS)]
     noun = f" ({_plain(newest.noun)})" if newest.noun else ""
     parent = f"[version {origin.parent}](#/models/{content.lineage}/versions/{origin.parent})"
     rows = {
-        "knows": " ".join(_code(f"<{concept.name}>") for concept in content.concepts),
+        "knows": " ".join([_code(f"<{concept.name}>") for concept in content.concepts[-_NAMES:]] + _more(older)),
         "parent": "none, a first version" if origin.parent is None else parent,
         "method": _code(origin.method),
-        "gate": "passed" if verdict.passed else f"failed: {_plain('; '.join(verdict.reasons))}",
+        "gate": "passed" if verdict.passed else f"failed: {_plain('; '.join(failed))}",
         "base model": f"{_plain(content.base.id)} {_code(content.base.revision)}",
         "digest": _code(manifest.digest),
         "run": f"[curves, settings and pictures](#/experiments/{experiment_id}/runs/{origin.run_id})",
         "job": _code(job) if job else "none",
     }
-    rows |= {_plain(name): f"{value:.4g}" for name, value in sorted(origin.metrics.items())}
+    # The run and the manifest have the drift of every concept.
+    metrics = {name: value for name, value in origin.metrics.items() if not name.startswith("drift.")}
+    rows |= {_plain(name): f"{value:.4g}" for name, value in sorted(metrics.items())}
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     source = f"get-artifact?path={quote(pictures, safe='')}&run_uuid={origin.run_id}"
     picture = ["", f"![one row a concept, as this version draws it]({source})"] if pictures else []
-    return "\n".join([f"Learned {_code(f'<{newest.name}>')}{noun}.", "", *table, *picture])
+    return "\n".join([f"Learned {_code(f'<{newest.name}>')}{noun}.", *picture, "", *table])[:_PAGE]
 
 
 def describe_lineage(lineage: str, versions: Sequence[VersionInfo]) -> str:
@@ -60,6 +66,10 @@ def describe_lineage(lineage: str, versions: Sequence[VersionInfo]) -> str:
             "promoted.",
         ]
     )
+
+
+def _more(count: int) -> list[str]:
+    return [f"and {count} more"] if count > 0 else []
 
 
 def _code(text: str) -> str:

@@ -128,10 +128,8 @@ def _in_turn(runs: Sequence[Run], progress: _Progress) -> list[str]:
 
 def _in_parallel(runs: Sequence[Run], jobs: int, progress: _Progress) -> list[str]:
     """As Ray tasks: on the cluster whose job this is (its workers must see the same folder), else on this machine."""
-    import ray
-
     threads = max((run.settings.threads for run in runs), default=1)
-    with _cluster(jobs * max(1, threads)):
+    with _cluster(jobs * max(1, threads)) as ray:
         remote = ray.remote(num_cpus=max(1, threads), max_retries=2)(_attempt_quietly)
         waiting = [remote.remote(run) for run in runs]
         failed: list[str] = []
@@ -143,21 +141,21 @@ def _in_parallel(runs: Sequence[Run], jobs: int, progress: _Progress) -> list[st
 
 
 @contextmanager
-def _cluster(cpus: int) -> Iterator[None]:
-    """The cluster whose job this is, or one of this process's own, whose settings are gone from here with it."""
-    import ray
-
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
-        added = []
-    else:
-        added = [name for name in _RAY if name not in os.environ]
-        os.environ.update({name: _RAY[name] for name in added})
-        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+def _cluster(cpus: int) -> Iterator[Any]:
+    """Ray on the cluster whose job this is, or on one of this process's own, whose settings are gone with it."""
+    own = "RAY_ADDRESS" not in os.environ
+    added = [name for name in _RAY if own and name not in os.environ]
+    os.environ.update({name: _RAY[name] for name in added})
     try:
-        yield
+        import ray  # reads some of them when it is imported, so not before
+
+        here = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        ray.init(log_to_driver=False, **(here if own else {}))
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
     finally:
-        ray.shutdown()
         for name in added:
             del os.environ[name]
 

@@ -14,8 +14,10 @@ knows a prompt by nothing else. That costs one pass of the text encoder and no p
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from cp_train.data import AT_ONCE
 from cp_train.evaluation.distances import mmd, similarity
 from cp_train.evaluation.draw import draw
 from cp_train.evaluation.features import Features
@@ -124,7 +126,7 @@ class Examination:
         told = {c.name: self._told_apart(c, judged, pairs[c.name][0]) for c in judged}
         return Evidence(
             kv=kv,
-            base_kv=max(self._kv_change(GENERIC_PROMPTS)),
+            base_kv=self._kv_change(GENERIC_PROMPTS).max().item(),
             drift={name: self._drift(*pair) for name, pair in pairs.items()},
             dc_accuracy={name: candidate for name, (_, candidate) in told.items()},
             dc_drop={name: parent - candidate for name, (parent, candidate) in told.items()},
@@ -137,13 +139,20 @@ class Examination:
         """Relative change of every earlier concept's keys and values."""
         if not self.earlier:
             return {}
-        change = self._kv_change([plain_prompt(concept) for concept in self.earlier])
+        change = self._kv_change([plain_prompt(concept) for concept in self.earlier]).tolist()
         return {concept.name: value for concept, value in zip(self.earlier, change, strict=True)}
 
-    def _kv_change(self, prompts: Sequence[str]) -> list[float]:
-        old, new = (condition(self.base, prompts, adapter).flatten(1) for adapter in (self.parent, self.candidate))
-        change: list[float] = ((new - old).norm(dim=1) / old.norm(dim=1)).tolist()
-        return change
+    def _kv_change(self, prompts: Sequence[str]) -> Tensor:
+        """|kv' - kv| / |kv| of each prompt, [P]; a few at once, for a lineage may be long."""
+        starts = range(0, len(prompts), AT_ONCE)
+        return torch.cat([self._kv_change_of(prompts[start : start + AT_ONCE]) for start in starts])
+
+    def _kv_change_of(self, prompts: Sequence[str]) -> Tensor:
+        keys = self.base.layout.total  # behind them is what no adapter changes (`second_encoder.py`)
+        packed = (condition(self.base, prompts, adapter) for adapter in (self.parent, self.candidate))
+        old, new = (kv_PLK[..., :keys].flatten(1) for kv_PLK in packed)
+        change_P: Tensor = (new - old).norm(dim=1) / old.norm(dim=1)
+        return change_P
 
     def _drift(self, parent_SHWC: Tensor, candidate_SHWC: Tensor) -> Drift:
         x, y = self.features.images(parent_SHWC), self.features.images(candidate_SHWC)
@@ -166,7 +175,8 @@ class Examination:
         return parent, candidate
 
     def _new_similarity(self) -> float:
-        own = self.base.decode_latents(self.latents_NCHW.to(self.base.vae.dtype)).cpu()
+        chunks = self.latents_NCHW.to(self.base.vae.dtype).split(AT_ONCE)
+        own = torch.cat([self.base.decode_latents(chunk).cpu() for chunk in chunks])
         return similarity(self.features.images(self.pictures_PSHWC[-1]), self.features.images(own))
 
     def _new_loss(self) -> float:

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cp_train.data import AT_ONCE
 from cp_train.evaluation.judge import Judge
 from services.base_model import BaseModel, resolve
 from services.errors import InputError
@@ -69,7 +70,7 @@ def gate_features(reference: str, base: BaseModel) -> Features:
     if reference != AUTO or (judge_folder(base.ref.id) / "judge.safetensors").is_file():
         return open_features(reference, base.ref.id)
     folder = clip_folder(base.ref.id)
-    return TransformerFeatures.open(str(folder)) if folder.is_dir() else LatentFeatures(base)
+    return TransformerFeatures.open(str(folder)) if (folder / "config.json").is_file() else LatentFeatures(base)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ class LatentFeatures:
     @torch.no_grad()
     def images(self, pictures_NHWC: Tensor) -> Tensor:
         """The features."""
-        pixels = (_pixels(chunk, self.base.image_size) * 2 - 1 for chunk in pictures_NHWC.split(_BATCH))
+        pixels = (_pixels(chunk, self.base.image_size) * 2 - 1 for chunk in pictures_NHWC.split(AT_ONCE))
         latents = torch.cat([self.base.encode_images(chunk.to(self.base.vae.dtype)).float() for chunk in pixels])
         return functional.normalize(functional.adaptive_avg_pool2d(latents, 8).flatten(1), dim=-1).cpu()
 

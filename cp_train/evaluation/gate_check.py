@@ -28,6 +28,7 @@ from cp_train.task import SAMPLE_SEEDS, Task
 from services.adapter import Adapter, TrainingState, new_adapter
 from services.arguments import Parser
 from services.base_model import BaseModel, load_base, use_threads
+from services.errors import InputError, PalimpsestError
 from services.lineage import Verdict
 from services.manifest import Concept
 from services.settings import get_settings
@@ -126,6 +127,14 @@ def updates(base: BaseModel, folders: Sequence[Path], config: LearningConfig, ho
 
 def main() -> int:
     """Run it; 0 if every verdict is right."""
+    try:
+        return _check()
+    except PalimpsestError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+
+
+def _check() -> int:
     parser = Parser(prog="python -m cp_train.evaluation.gate_check", description=__doc__.splitlines()[0])
     parser.add_argument("--honest", type=int, default=20, help="honest updates")
     parser.add_argument("--catastrophic", type=int, default=10, help="spoiled updates")
@@ -133,9 +142,11 @@ def main() -> int:
     parser.add_argument("--images", type=Path, default=Path("infra/samples"), help="one subfolder of PNGs a concept")
     parser.add_argument("--fisher-batches", type=int, default=100, help="minibatches of each Fisher pass")
     arguments: argparse.Namespace = parser.parse_args()
+    folders = sorted(path for path in arguments.images.iterdir() if path.is_dir())
+    if len(folders) < 1 + (arguments.catastrophic > 0):
+        raise InputError(f"{arguments.images} needs a subfolder for each of two concepts: later updates are spoiled.")
     use_threads(get_settings().threads)
     base = load_base(get_settings().base, device=get_settings().device)
-    folders = sorted(path for path in arguments.images.iterdir() if path.is_dir())
     config = LearningConfig.for_method(arguments.method, fisher=FisherConfig(batches=arguments.fisher_batches))
     columns = ("similar", "mmd", "dc drop", "kv", "b.similar", "b.mmd", "n.similar", "n.loss", "seconds")
     print(f"{'update':32}" + "".join(f"{column:>9}" for column in columns))

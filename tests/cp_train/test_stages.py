@@ -153,6 +153,9 @@ def test_the_images_of_a_refused_concept_stay_for_another_try(
     assert registry.aliases(request.lineage) == {CANDIDATE: 1}
     made_with = Server(settings.mlflow).client.get_run(version.run_id).data.tags
     assert made_with["palimpsest.environment.torch"] == torch.__version__
+    held = sorted(store.list("intake/"))
+    assert learn(request, settings) == outcome, "the same again is refused as before"
+    assert sorted(store.list("intake/")) == held, "and its images are held once"
 
     monkeypatch.setattr(cp_train.job, "train", honest)
     again = replace(request, images=version.intake, config=LearningConfig.for_method("ewc"))

@@ -1,6 +1,9 @@
 """Runs on a tiny base: every method goes through, and what was killed is continued with the same result."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,3 +175,11 @@ def test_stored_parameters_grow_only_where_adapters_do(
         grows = result.cell.label in {"clora", "per_concept"}
         width = 32  # one more embedding
         assert last["stored"] - first["stored"] == (first["trained"] if grows else width), result.cell.label
+
+
+def test_the_cluster_for_runs_at_once_is_reached_from_this_machine_alone() -> None:
+    use = "with _cluster(1) as ray: print(ray.nodes()[0]['NodeManagerAddress'])"
+    script = f"from cp_train.benchmark.runner import _cluster\n{use}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["127.0.0.1"]

@@ -14,6 +14,8 @@ def parser() -> argparse.ArgumentParser:
     line = argparse.ArgumentParser(prog="python -m cp_train.pretrain", description=__doc__)
     line.add_argument("--out", type=Path, default=Path("pretrain-output"), metavar="DIR", help="where all of it goes")
     line.add_argument("--stage", choices=["all", *STAGES], default="all", help="make only this stage")
+    line.add_argument("--unet-steps", type=int, default=Recipe().unet.schedule.steps, help="of the longest stage")
+    line.add_argument("--start", type=Path, metavar="DIR", help="a model whose U-Net is trained on")
     line.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads to use")
     return line
 
@@ -22,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the stages asked for, skipping those whose result is in the folder already."""
     given = parser().parse_args(arguments)
     torch.set_num_threads(given.threads)
-    run = Run(given.out, Recipe())
+    run = Run(given.out, Recipe().with_unet_steps(given.unet_steps))
+    if given.start:
+        run.begin_from(given.start)
     for stage in STAGES if given.stage == "all" else (given.stage,):
         made = run_stage(run, stage)
         print(f"{stage}: {'made' if made else 'there already'}", file=sys.stderr)

@@ -9,14 +9,15 @@
     export     -> model/pipeline, model/clip, model/judge: float16, as shipped
     evaluate   -> model/metrics.json, model/*.png, model/README.md
 
-Long stages keep a checkpoint in checkpoints/ and continue from it.
+Long stages keep a checkpoint in checkpoints/ and continue from it. `begin_from` puts the parts of a model that ships
+in the place of the first stages' results, and its U-Net where the `unet` stage begins.
 """
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ from cp_train.pretrain.unet import UNetConfig
 from cp_train.pretrain.vae import VaeConfig
 from cp_train.pretrain.vision import VisionConfig
 
+START = "start"
+_SHIPPED = {
+    "tokenizer": "pipeline/tokenizer",
+    "clip": "clip",
+    "vision": "clip",
+    "vae": "pipeline/vae",
+    "judge": "judge",
+    START: "pipeline/unet",
+}
+"""Where a stage's result is in a model that ships."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -50,6 +62,10 @@ class Recipe:
     captions: int = 20_000
     variants: int = 4
     pairs: int = 14_000
+
+    def with_unet_steps(self, steps: int) -> "Recipe":
+        """The same with a longer or shorter training of the U-Net."""
+        return replace(self, unet=replace(self.unet, schedule=replace(self.unet.schedule, steps=steps)))
 
     @classmethod
     def tiny(cls, steps: int = 4) -> "Recipe":
@@ -117,13 +133,31 @@ class Run:
         """Where a long stage keeps its state."""
         return self.out / "checkpoints" / f"{stage}.pt"
 
+    @property
+    def start(self) -> Path | None:
+        """The U-Net to begin from, if there is one."""
+        folder = self.out / START
+        return folder if folder.is_dir() else None
+
+    def begin_from(self, model: Path) -> None:
+        """Take over a model that ships, but for what is in this folder already.
+
+        Raises:
+            FileNotFoundError: a part of it is missing.
+        """
+        for name, part in _SHIPPED.items():
+            if not (model / part).is_dir():
+                raise FileNotFoundError(f"{model} has no {part}: name the folder of a model this recipe exported")
+            if not (self.out / name).exists():
+                self.keep(name, partial(shutil.copytree, model / part, dirs_exist_ok=True))
+
     def keep(self, name: str, write: Callable[[Path], Any]) -> None:
         """Let `write` fill a folder, which gets its name only when it is whole."""
-        partial = self.out / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
-        partial.replace(self.out / name)
+        unfinished = self.out / f"{name}.partial"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write(unfinished)
+        unfinished.replace(self.out / name)
 
 
 def _pictures(run: Run) -> None:
@@ -162,7 +196,8 @@ def _pool(run: Run) -> None:
 
 def _unet(run: Run) -> None:
     latents = pool.Pool.load(run.out / "pool.npz", run.trained)
-    model = unet.train(run.recipe.unet, latents, run.clip.text_model, run.tokenizer, run.checkpoint("unet"))
+    text = run.clip.text_model
+    model = unet.train(run.recipe.unet, latents, text, run.tokenizer, run.checkpoint("unet"), start=run.start)
     run.keep("unet", model.save_pretrained)
 
 

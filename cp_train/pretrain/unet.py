@@ -77,10 +77,20 @@ def build(config: UNetConfig, *, latent: int, size: int, context: int) -> Any:
     return unet
 
 
-def train(config: UNetConfig, pool: Pool, text_tower: Any, tokenizer: CLIPTokenizer, checkpoint: Path) -> Any:
-    """The trained U-Net with averaged weights."""
+def train(
+    config: UNetConfig,
+    pool: Pool,
+    text_tower: Any,
+    tokenizer: CLIPTokenizer,
+    checkpoint: Path,
+    *,
+    start: Path | None = None,
+) -> Any:
+    """The trained U-Net with averaged weights; `start` is the folder of one to begin from instead of from nothing."""
     _, latent, size, _ = pool.latents_NCHW.shape
     unet = build(config, latent=latent, size=size, context=text_tower.config.hidden_size)
+    if start is not None:
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(start).state_dict())
     trainer = Trainer("unet", unet, config.schedule, checkpoint)
     noising = Noising.capped(config.snr_cap)
     recent: list[float] = []

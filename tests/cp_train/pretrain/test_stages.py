@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from cp_train.pretrain import __main__ as command
 from cp_train.pretrain import evaluate
 from cp_train.pretrain.loop import Schedule, Trainer
-from cp_train.pretrain.stages import STAGES, Run, run_stage
+from cp_train.pretrain.stages import STAGES, Recipe, Run, run_stage
 
 WEIGHTS = {
     "clip": "model.safetensors",
@@ -87,6 +88,29 @@ def test_a_folder_gets_its_name_only_when_it_is_whole(run):
     with pytest.raises(KilledError):
         run.keep("clip", half)
     assert not (run.out / "clip").exists()
+
+
+def test_training_goes_on_from_a_model_that_ships(run, finished):
+    still = replace(run.recipe.unet, schedule=Schedule(steps=1, lr=0.0, every=1))
+    later = Run(run.out, replace(run.recipe, unet=still), run.concepts)
+    later.begin_from(finished.out / "model")
+    made = [stage for stage in STAGES if run_stage(later, stage)]
+    assert made == ["pool", "unet", "export", "evaluate"]
+    part = "pipeline/unet/diffusion_pytorch_model.safetensors"
+    began, ended = (load_file(out / "model" / part) for out in (finished.out, later.out))
+    assert all(torch.equal(began[name], ended[name]) for name in began)
+
+
+def test_a_folder_that_is_no_model_is_refused(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no pipeline/tokenizer"):
+        run.begin_from(tmp_path)
+
+
+def test_a_longer_training_changes_nothing_else():
+    recipe = Recipe.tiny()
+    longer = recipe.with_unet_steps(9)
+    assert longer.unet.schedule.steps == 9
+    assert longer.with_unet_steps(recipe.unet.schedule.steps) == recipe
 
 
 def test_a_stage_says_what_it_needs_first(run):

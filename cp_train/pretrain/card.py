@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cp_train.benchmark.personalization import PROMPTS
 from cp_train.pretrain.evaluate import rows
 from cp_train.pretrain.splits import held_out, trained
 
@@ -36,6 +37,23 @@ the other styles.
 
 ![how words combine](composed.png)
 
+## Taught something new
+Held-out things, each learned from {references} pictures with the job's default settings (`{method}`, rank {rank},
+{steps} steps). Likeness is the similarity of what is then drawn to those pictures (the judge's features), as a share
+of theirs among themselves.
+
+| figure | value |
+|---|---|
+| likeness, mean of {concepts} | {likeness:.2f} |
+| seconds of training | {seconds:.0f} |
+| "a <...> in blue" is blue | {in_blue:.0%} |
+| plain `finetune` on {row} in a row: likeness of the first, when learned and at the end | {before:.2f}, {after:.2f} |
+
+Each row: the pictures it was taught, then four of each prompt, uncurated: {prompts}.
+Only the first of these was trained on.
+
+![learned concepts](personalized.png)
+
 ## Made from
 | style | package | version | licence | author | trained on | held out | VAE only | used for |
 |---|---|---|---|---|---|---|---|---|
@@ -50,8 +68,14 @@ was only measured against.
 _COLUMNS = ("style", "package", "version", "licence", "author", "trained", "held_out", "vae_only", "used")
 
 
-def card(metrics: dict[str, Any], provenance: list[dict[str, Any]]) -> str:
-    """The card as Markdown."""
+def card(metrics: dict[str, Any], learned: dict[str, Any], provenance: list[dict[str, Any]]) -> str:
+    """The card as Markdown.
+
+    Args:
+        metrics: of `evaluate.measure`.
+        learned: of `personalization.measure`.
+        provenance: of `pictures.provenance`.
+    """
     figures = "\n".join(f"| {name} | {value:.3g} |" for name, value in rows(metrics))
     sources = "\n".join(f"| {' | '.join(str(row.get(column, '')) for column in _COLUMNS)} |" for row in provenance)
     return _TEXT.format(
@@ -60,4 +84,10 @@ def card(metrics: dict[str, Any], provenance: list[dict[str, Any]]) -> str:
         figures=figures,
         sources=sources,
         seeds=metrics["settings"]["seeds"],
+        concepts=len(learned["concepts"]),
+        row=len(learned["finetune_in_a_row"]["learned"]),
+        before=learned["finetune_in_a_row"]["learned"][0],
+        after=learned["finetune_in_a_row"]["at_the_end"][0],
+        prompts=", ".join(f'"{prompt.format("...")}"' for prompt in PROMPTS),
+        **{key: learned[key] for key in ("likeness", "seconds", "in_blue", "method", "rank", "steps", "references")},
     )

@@ -7,7 +7,9 @@
     pool       VAE latents of the training scenes -> pool.npz
     unet       -> unet/
     export     -> model/pipeline, model/clip, model/judge: float16, as shipped
-    evaluate   -> model/metrics.json, model/*.png, model/README.md
+    evaluate   -> model/metrics.json, model/judged.png, model/composed.png
+    personalize -> model/personalization.json, model/personalized.png
+    card       -> model/README.md
 
 Long stages keep a checkpoint in checkpoints/ and continue from it. `begin_from` puts the parts of a model that ships
 in the place of the first stages' results, and its U-Net where the `unet` stage begins.
@@ -25,6 +27,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from cp_train.benchmark import personalization
+from cp_train.benchmark.personalization import Trial
+from cp_train.benchmark.subjects import shipped
+from cp_train.denoise import LoopConfig
+from cp_train.fisher import FisherConfig
+from cp_train.methods import DEFAULT
+from cp_train.plan import LearningConfig
 from cp_train.pretrain import clip, evaluate, judge, pool, tokens, unet, vae, vision
 from cp_train.pretrain.card import card
 from cp_train.pretrain.clip import ClipConfig
@@ -62,6 +71,10 @@ class Recipe:
     captions: int = 20_000
     variants: int = 4
     pairs: int = 14_000
+    personalized: int = 8
+    """Held-out concepts that are learned to measure by."""
+    learning: LearningConfig = field(default_factory=lambda: LearningConfig.for_method(DEFAULT))
+    """How each of them is learned."""
 
     def with_unet_steps(self, steps: int) -> "Recipe":
         """The same with a longer or shorter training of the U-Net."""
@@ -83,6 +96,10 @@ class Recipe:
             captions=200,
             variants=1,
             pairs=16,
+            personalized=1,
+            learning=LearningConfig.for_method(
+                DEFAULT, rank=2, loop=LoopConfig(steps=steps, batch_size=2), fisher=FisherConfig(batches=1)
+            ),
         )
 
 
@@ -240,9 +257,21 @@ def _evaluate(run: Run) -> None:
     whole.set_progress_bar_config(disable=True)
     models = evaluate.Models(whole, run.finer_clip, judge.Judge.load(folder / "judge"))
     metrics = evaluate.measure(models, run.pictures, run.concepts, folder)
-    sources = json.loads((run.out / "provenance.json").read_text("utf-8"))
-    (folder / "README.md").write_text(card(metrics, sources), "utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+
+
+def _personalize(run: Run) -> None:
+    trial = Trial(subjects=shipped("tuning")[: run.recipe.personalized], config=run.recipe.learning)
+    personalization.write(run.out / "model", str(run.out / "model" / "pipeline"), trial)
+
+
+def _card(run: Run) -> None:
+    folder = run.out / "model"
+    metrics, learned, sources = (
+        json.loads(path.read_text("utf-8"))
+        for path in (folder / "metrics.json", folder / "personalization.json", run.out / "provenance.json")
+    )
+    (folder / "README.md").write_text(card(metrics, learned, sources), "utf-8")
 
 
 @dataclass(frozen=True)
@@ -265,6 +294,8 @@ STAGES = {
     "vision": Stage(_vision, "vision", ("clip",)),
     "export": Stage(_export, "model", ("unet", "vision", "judge")),
     "evaluate": Stage(_evaluate, "model/metrics.json", ("export",)),
+    "personalize": Stage(_personalize, "model/personalization.json", ("export",)),
+    "card": Stage(_card, "model/README.md", ("evaluate", "personalize")),
 }
 """The recipe, in order."""
 

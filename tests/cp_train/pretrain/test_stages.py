@@ -70,7 +70,7 @@ def test_the_card_has_figures_and_sources(finished):
     assert {"recognised", "kid", "retrieval", "vae_db", "judge", "seconds"} <= set(metrics)
     assert "| recognised |" in text
     assert "| shapes | none |" in text
-    assert (finished.out / "model" / "judged.png").exists()
+    assert all((finished.out / "model" / f"{name}.png").exists() for name in ("judged", "composed", "personalized"))
 
 
 def test_the_text_tower_of_the_pipeline_is_clips(finished):
@@ -95,7 +95,7 @@ def test_training_goes_on_from_a_model_that_ships(run, finished):
     later = Run(run.out, replace(run.recipe, unet=still), run.concepts)
     later.begin_from(finished.out / "model")
     made = [stage for stage in STAGES if run_stage(later, stage)]
-    assert made == ["pool", "unet", "export", "evaluate"]
+    assert made == ["pool", "unet", "export", "evaluate", "personalize", "card"]
     part = "pipeline/unet/diffusion_pytorch_model.safetensors"
     began, ended = (load_file(out / "model" / part) for out in (finished.out, later.out))
     assert all(torch.equal(began[name], ended[name]) for name in began)

@@ -1,0 +1,55 @@
+"""How well a base takes to a concept, on a tiny base and by hand."""
+
+import json
+import math
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from cp_train.benchmark import personalization
+from cp_train.benchmark.personalization import PROMPTS, Trial, coloured, likeness, measure
+from cp_train.denoise import LoopConfig
+from cp_train.evaluation.features import open_features
+from cp_train.fisher import FisherConfig
+from cp_train.plan import LearningConfig
+from services.base_model import load_base
+
+
+def test_likeness_is_one_for_pictures_as_like_as_the_references_are():
+    references = functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), dim=-1)
+    between = references[0] @ references[1]
+    assert likeness(references[:1], references) == pytest.approx(((1 + between) / 2 / between).item())
+    assert likeness(torch.tensor([[0.0, 0.0]]), references) == 0
+    assert math.isnan(likeness(references, references[:1]))
+
+
+@pytest.mark.parametrize(("colour", "word"), [((30, 60, 220), "blue"), ((220, 30, 30), "red"), ((250, 250, 250), None)])
+def test_the_colour_of_what_stands_on_white(colour, word):
+    picture = np.full((8, 8, 3), 255, np.uint8)
+    picture[2:6, 2:6] = colour
+    assert coloured(picture) == word
+
+
+def test_subjects_are_learned_alone_and_in_a_row(brief, subjects):
+    base = load_base(brief.base, device="cpu")
+    loop = LoopConfig(steps=2, batch_size=2)
+    config = LearningConfig.for_method("ewc_dc", rank=2, loop=loop, fisher=FisherConfig(batches=1))
+    trial = Trial(subjects=subjects[:2], row=2, config=config)
+    figures, sheet = measure(base, open_features(brief.features, brief.base), trial)
+    names = [subject.concept.name for subject in subjects[:2]]
+    assert list(figures["concepts"]) == names
+    assert figures["likeness"] == pytest.approx(np.mean([figures["concepts"][name]["likeness"] for name in names]))
+    assert len(figures["finetune_in_a_row"]["learned"]) == len(figures["finetune_in_a_row"]["at_the_end"]) == 2
+    assert figures["finetune_in_a_row"]["learned"][1] == figures["finetune_in_a_row"]["at_the_end"][1]
+    assert json.loads(json.dumps(figures)) == figures
+    with Image.open(BytesIO(sheet)) as drawn:
+        assert drawn.size == (base.image_size * (5 + 4 * len(PROMPTS)), base.image_size * 2)
+
+
+def test_a_base_without_a_judge_is_refused_by_the_command(brief, tmp_path, capsys):
+    assert personalization.main(["-o", str(tmp_path), "--base", brief.base, "--concepts", "1"]) == 1
+    assert "error: features: this base has no judge beside it" in capsys.readouterr().err

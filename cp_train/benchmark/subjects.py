@@ -58,12 +58,12 @@ def shipped(name: str) -> list[Subject]:
 def _drawn(noun: str, views: list[Image.Image]) -> Subject:
     chance = random.Random(noun)  # noqa: S311
     plain = [Image.fromarray(on(np.asarray(view))) for view in views]
-    placed = [_placed(view, chance) for view in views]
+    moved = [placed(view, chance) for view in views]
     name = re.sub(r"[^a-z0-9]+", "-", noun.lower())
-    return Subject(Concept(name=check_name(name, "concept"), noun=noun), (*plain, *placed), tuple(views))
+    return Subject(Concept(name=check_name(name, "concept"), noun=noun), (*plain, *moved), tuple(views))
 
 
-def _placed(view: Image.Image, chance: random.Random) -> Image.Image:
+def placed(view: Image.Image, chance: random.Random) -> Image.Image:
     """The subject at 75 to 95% of its size, somewhere on a pale ground, mirrored half of the time."""
     side = round(view.width * chance.uniform(0.75, 0.95))
     small = view.resize((side, side), Image.Resampling.LANCZOS)

@@ -32,7 +32,7 @@ _NO_ARTICLE = frozenset((
 # fmt: on
 """Plurals and what cannot be counted."""
 
-_OWN_MEDIUM, _CATEGORY, _OWN_COLOUR, _IN_COLOUR = 0.65, 0.05, 0.12, 0.4
+_OWN_MEDIUM, _CATEGORY, _OWN_COLOUR, _IN_COLOUR = 0.8, 0.03, 0.12, 0.4
 """Shares of captions with the style's medium, a category alone, a drawing's own colour, "in <colour>"."""
 
 

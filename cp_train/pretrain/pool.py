@@ -22,20 +22,22 @@ from cp_train.pretrain.captions import caption
 from cp_train.pretrain.compose import GROUNDS, TINTS, Scene
 from cp_train.pretrain.loop import dice
 from cp_train.pretrain.progress import Progress
-from cp_train.pretrain.scenes import KINDS, Painter, tensor
+from cp_train.pretrain.scenes import Painter, tensor
 from cp_train.pretrain.splits import Concept
 
 STYLE_SHARE: Mapping[str, float] = {
-    "3d": 0.24,
-    "fluent": 0.22,
-    "flat": 0.13,
-    "noto": 0.14,
+    "3d": 0.3,
+    "fluent": 0.24,
+    "flat": 0.18,
+    "noto": 0.1,
     "twemoji": 0.1,
-    "blob": 0.07,
-    "firefox": 0.05,
-    "streamline": 0.05,
+    "blob": 0.04,
+    "firefox": 0.02,
+    "streamline": 0.02,
 }
-"""How often each style is drawn: half of all are "photos"."""
+"""How often each style is drawn: the first three are views of the same drawings, which are to be learned first."""
+KIND_SHARE: Mapping[str, float] = {"plain": 0.6, "tint": 0.13, "ground": 0.15, "pair": 0.12}
+"""How often each kind of scene is drawn."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Pool:
 
     def draw(self, count: int, chance: random.Random) -> tuple[Tensor, list[str]]:
         """Latents [B, C, h, w] in float32 and a caption for each."""
-        kinds = [kind for kind in KINDS if any(group[0] == kind for group in self._groups)]
+        kinds = [kind for kind in KIND_SHARE if any(group[0] == kind for group in self._groups)]
         picked = [self._pick(kinds, chance) for _ in range(count)]
         texts = [caption(*self.scene(row, chance)) for row in picked]
         return torch.from_numpy(self.latents_NCHW[picked]).float(), texts
 
     def _pick(self, kinds: list[str], chance: random.Random) -> int:
-        kind = chance.choices(kinds, [KINDS[k] for k in kinds])[0]
+        kind = chance.choices(kinds, [KIND_SHARE[k] for k in kinds])[0]
         style = chance.choices(self.styles, [STYLE_SHARE[s] for s in self.styles])[0]
         return chance.choice(self._groups[kind, style])
 

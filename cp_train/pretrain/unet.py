@@ -38,6 +38,8 @@ class UNetConfig:
     unconditional: float = 0.1
     snr_cap: float = math.inf
     """g, the largest weight of a nearly clean picture."""
+    focus: float = 1.5
+    """q: timesteps are drawn as T u^(1/q), u uniform; above 1 it favours the noisy ones, where the prompt decides."""
     seed: int = 14
     schedule: Schedule = field(default_factory=lambda: _SCHEDULE)
 
@@ -99,7 +101,7 @@ def train(
         chance, noise = dice(config.seed, step), generator(config.seed, step)
         z_BCHW, texts = pool.draw(config.batch, chance)
         texts = ["" if chance.random() < config.unconditional else text for text in texts]
-        value = objective(unet, z_BCHW, embed(text_tower, tokenizer, texts), noising, noise)
+        value = objective(unet, z_BCHW, embed(text_tower, tokenizer, texts), noising, noise, focus=config.focus)
         recent.append(value.item())
         return value, f"loss {sum(recent[-200:]) / len(recent[-200:]):.4f}"
 
@@ -116,11 +118,19 @@ def embed(text_tower: Any, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor
     return states[[distinct.index(text) for text in texts]]
 
 
-def objective(unet: Any, z_BCHW: Tensor, context_BLD: Tensor, noising: "Noising", chance: torch.Generator) -> Tensor:
-    """The loss above at one timestep per latent, the timesteps spread evenly over the schedule."""
+def objective(
+    unet: Any,
+    z_BCHW: Tensor,
+    context_BLD: Tensor,
+    noising: "Noising",
+    chance: torch.Generator,
+    *,
+    focus: float = 1.0,
+) -> Tensor:
+    """The loss above at one timestep per latent, the timesteps spread over the schedule as `focus` says."""
     count, steps = len(z_BCHW), len(noising.alphas_T)
     even = (torch.randperm(count, generator=chance) + torch.rand(count, generator=chance)) / count
-    t_B = (even * steps).long().clamp(max=steps - 1)
+    t_B = (even ** (1 / focus) * steps).long().clamp(max=steps - 1)
     noise = torch.randn(z_BCHW.shape, generator=chance)
     a_B = noising.alphas_T[t_B].view(-1, 1, 1, 1)
     x_t = a_B.sqrt() * z_BCHW + (1 - a_B).sqrt() * noise

@@ -153,3 +153,18 @@ def test_a_grid_puts_pictures_in_rows(tmp_path):
     evaluate.grid([np.full((4, 4, 3), 9, np.uint8)] * 3, tmp_path / "g.png", columns=2)
     with Image.open(tmp_path / "g.png") as sheet:
         assert sheet.size == (8, 8)
+
+
+def test_focus_draws_the_noisy_timesteps_more_often():
+    seen = []
+
+    def silent(x_t, t_B, _):
+        seen.append(t_B)
+        return SimpleNamespace(sample=torch.zeros_like(x_t))
+
+    for focus in (1.0, 2.0):
+        unet.objective(silent, torch.zeros(400, 1, 2, 2), torch.zeros(400, 2, 3), unet.Noising.capped(),
+                       generator(1, 1), focus=focus)  # fmt: skip
+    evenly, favoured = ((t_B >= 500).float().mean().item() for t_B in seen)
+    assert evenly == pytest.approx(1 / 2, abs=0.01)
+    assert favoured == pytest.approx(3 / 4, abs=0.01)  # P(u ** (1 / 2) >= 1 / 2)

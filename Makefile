@@ -9,15 +9,18 @@ export PATH := $(BIN):$(PATH)
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+define pip-install
 	@$(PYTHON) -c 'import sys; sys.exit("Palimpsest needs Python 3.11 or newer (make PYTHON=python3.12)" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
-	@touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable $(1)
+	@touch $(VENV)/.installed $@
+endef
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
-	@touch $@
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call pip-install,.)
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt
+	$(call pip-install,'.[test]')
 
 demo: install
 	@$(BIN)/python infra/local/demo.py
@@ -32,8 +35,9 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
+# Two processes, each with its share of the tests; tests/conftest.py says which stay together.
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) demo-output build *.egg-info

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import socket
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import requests
@@ -23,9 +25,10 @@ from services.processes import find, start, stop
 from services.runs import ARTIFACTS
 from services.settings import Settings
 
-_START_SECONDS = 180
+_START_SECONDS = 300
 _SOCKET_ROOM = 38
 _CLEAN_UP_SECONDS = 20
+_RARE_PORTS = range(30_000, 32_768)  # below those that systems hand out, above those of Ray's workers
 
 
 def mlflow_command(settings: Settings) -> list[str]:
@@ -52,21 +55,24 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
 
 def ray_command(settings: Settings) -> list[str]:
     """The command line of the local Ray head; it stays in the foreground and takes its children along when it ends."""
+    agent, client = islice(_free_ports(settings.host), 2)
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *(f"--node-ip-address={settings.host}", f"--port={settings.ray_port}"),
         *(f"--dashboard-host={settings.host}", f"--dashboard-port={settings.dashboard_port}"),
         # Ports that only Ray itself uses, but that it fixes: two clusters on one machine would fight for them.
-        f"--dashboard-agent-listen-port={_free_port(settings.host)}",
-        f"--ray-client-server-port={_free_port(settings.host)}",
+        *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
         *(f"--temp-dir={ray_folder(settings)}", "--disable-usage-stats"),
     ]
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def _free_ports(host: str) -> Iterator[int]:
+    """Ports that nobody has, and that nobody is given in the seconds until Ray takes them."""
+    for port in random.sample(_RARE_PORTS, len(_RARE_PORTS)):
+        with suppress(OSError):
+            with socket.socket() as probe:
+                probe.bind((host, port))
+            yield port
 
 
 def ray_folder(settings: Settings) -> Path:

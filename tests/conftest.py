@@ -1,16 +1,56 @@
 """Fixtures of the whole house; each plugin starts one real outside system per session."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import torch
 
-pytest_plugins = ["tests.s3", "tests.postgres", "tests.stack", "tests.lineages", "tests.house", "tests.bases"]
+_MEMORY, _ROOM = Path("/dev/shm"), 4 * 2**30
+
+# Threads that spin for each other hold up what runs beside them; libgomp reads this when torch is imported, so not yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A server that shares a busy machine with other tests is not down because it is slow.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+# SQLite waits 40 ms for a disk at every commit, which was most of MLflow's time; memory need not be waited for.
+if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM:
+    os.environ["TMPDIR"] = str(_MEMORY)
+    tempfile.tempdir = None  # to be found out again
+
+pytest_plugins = ["tests.s3", "tests.postgres", "tests.stack", "tests.lineages", "tests.bases"]
+
+_SHARED = {
+    "house": {"house"},
+    "servers": {"mlflow_server", "mlflow_server_on_s3", "stack_settings", "postgres", "s3", "place"},
+}
+"""Name of a group of tests -> the fixtures that they share, the group that takes longest first."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what stays in one process where there are several (`make test`), so that each server is started once.
+
+    Tests that share servers do, and those of one file. The largest groups come first: nobody waits for them at the end.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    order = [*_SHARED]
+    items.sort(key=lambda item: order.index(_group(item)) if _group(item) in order else len(order))
+
+
+def _group(item: pytest.Item) -> str:
+    needed = set(getattr(item, "fixturenames", ()))
+    shared = (group for group, fixtures in _SHARED.items() if fixtures & needed)
+    return next(shared, item.nodeid.partition("::")[0])
 
 
 @pytest.fixture(autouse=True)
 def _same_threads() -> Iterator[None]:
     """What a test runs in this process may set the number of torch's threads; the next test has its own again."""
+    import torch
+
     before = torch.get_num_threads()
     yield
     if torch.get_num_threads() != before:

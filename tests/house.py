@@ -1,4 +1,4 @@
-"""The whole house for the session: MLflow, Ray and the Serve application, started as `palimpsest up` starts them."""
+"""The whole house: MLflow, Ray and the Serve application, started as `palimpsest up` starts them."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.ports import free_ports
 
 SAMPLES = Path(__file__).parents[1] / "infra" / "samples"
 QUICK = ("--steps", "12", "--fisher-batches", "4", "--batch-size", "4")
-PATIENCE = 300
+PATIENCE = 600
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def house() -> Iterator[House]:
-    """The running house; stopped, and its folder removed, at the end of the session."""
+    """The running house; stopped, and its folder removed, after the last test of the folder that asks for it.
+
+    One thread for each worker and replica: they share the machine with other tests, and threads wait for each other.
+    """
     http, mlflow, ray, dashboard = free_ports(4)
     with tempfile.TemporaryDirectory(prefix="p", ignore_cleanup_errors=True) as home:
         settings = Settings(
@@ -134,8 +137,9 @@ def house() -> Iterator[House]:
             mlflow_port=mlflow,
             ray_port=ray,
             dashboard_port=dashboard,
+            threads=1,
             checkpoint_steps=5,
-            lease_seconds=5,
+            deadline_seconds=300.0,
         )
         stack = LocalStack(settings, print)
         try:

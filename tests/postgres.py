@@ -20,7 +20,7 @@ from services.postgres import (
 from services.settings import Settings
 from tests.ports import free_ports
 
-_START_SECONDS = 120
+_START_SECONDS = 600
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     make_postgres(settings)
     with pytest.MonkeyPatch.context() as patch, (home / "log").open("wb") as log:
         patch.setenv("PGPASSFILE", str(passwords(settings)))
-        process = subprocess.Popen(postgres_command(settings), stdout=log, stderr=subprocess.STDOUT)
+        command = [*postgres_command(settings), "-c", "fsync=off"]  # what it holds need not outlive the machine
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             _await(process, settings, home / "log")
             yield settings

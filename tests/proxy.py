@@ -7,6 +7,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+from tests.ports import free_ports
+
 
 class Proxy:
     """Relays to `endpoint` from a loopback port of its own while up.
@@ -19,8 +21,9 @@ class Proxy:
     def __init__(self, endpoint: str) -> None:
         parts = urlsplit(endpoint)
         self._server = (str(parts.hostname), int(parts.port or 80))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._port = self._listener.getsockname()[1]
+        (self._port,) = free_ports(1)  # nobody takes it while the network is down
+        self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._up = True
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -41,6 +44,7 @@ class Proxy:
         _hang_up(self._listener)
         self._listener.close()
         with self._lock:
+            self._up = False
             for opened in self._open:
                 _hang_up(opened)
         for thread in self._threads:
@@ -50,6 +54,7 @@ class Proxy:
     def up(self) -> None:
         """Be there again, on the same port."""
         self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._up = True
         self._spawn(self._accept, self._listener)
 
     def _spawn(self, act: object, *arguments: object) -> None:
@@ -64,8 +69,10 @@ class Proxy:
                 self._spawn(self._relay, client)
 
     def _relay(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._server) as server:
+        with suppress(OSError), client, socket.create_connection(self._server) as server:
             with self._lock:
+                if not self._up:  # it went down between accepting and relaying
+                    return
                 self._open |= {client, server}
             back = threading.Thread(target=self._answers, args=(server, client), daemon=True)
             back.start()

@@ -18,7 +18,7 @@ from services.objects import ObjectStore, open_store_at
 from services.seaweedfs import PORTS, User, sockets, weed_binary, weed_command, write_users
 from tests.ports import free_ports
 
-_START_SECONDS = 120
+_START_SECONDS = 600
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from services.settings import Settings
 from tests.ports import free_ports
 from tests.s3 import S3Server
 
-_START_SECONDS = 180
+_START_SECONDS = 600
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from services.adapter import Adapter
 from services.base_model import BaseModel
 from services.conditioning import condition
 
-PATIENCE = 60
+PATIENCE = 300
 NEAR = 2
 """How far, of 255, a picture drawn in company may be from the same drawn alone."""
 

@@ -85,6 +85,7 @@ def test_live_versions_go_last_and_come_back_when_asked_for(shelf: Shelf) -> Non
 def test_what_was_refused_is_not_asked_for_again_at_once(
     shelf: Shelf, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bank_module, "REFUSED_SECONDS", 600.0)
     shelf.wrong["pets"] = error
     metrics = Metrics()
     bank = bank_of(shelf, room=2, metrics=metrics)

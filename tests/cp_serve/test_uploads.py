@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi import Request
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -129,7 +129,9 @@ def test_a_client_that_goes_is_noticed() -> None:
         asyncio.run(read_form(request, {"images"}, LIMITS, max_files=3))
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(
+    max_examples=300, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(st.binary(max_size=300), st.integers(1, 50))
 def test_no_bytes_break_the_reader(noise: bytes, size: int) -> None:
     for data in (noise, b"--xyz\r\n" + noise, body(part("images", noise, "a.png"))):

@@ -34,7 +34,7 @@ def test_a_killed_worker_resumes_and_learns_the_very_same_weights(house: House) 
     os.kill(worker, signal.SIGKILL)
     rest = finished(job)
     assert rest.outcome["version"] == 1
-    assert re.search(rf"pid=(?!{worker}\b)\d+\).*step 30/60", rest.log), "no other worker took over"
+    assert re.search(rf"pid=(?!{worker}\b)\d+\).*step \d+/60", rest.log), "no other worker took over"
     assert "step 10/60" not in rest.log, "it began anew instead of resuming from its checkpoint"
 
     weights = [house.registry.manifest(lineage, 1).content.files for lineage in ("calm", "storm")]

@@ -9,7 +9,7 @@ import requests
 from PIL import Image
 
 from services.manifest import MANIFEST_FILE
-from tests.house import SAMPLES, House, Job
+from tests.house import PATIENCE, SAMPLES, House, Job
 
 LINEAGE = "story"
 
@@ -91,12 +91,12 @@ def test_another_concept_of_a_known_name_is_refused(house: House, jobs: list[Job
 
 def test_plain_http_as_in_the_docs(house: House, jobs: list[Job]) -> None:
     body = {"model": f"{LINEAGE}@1", "prompt": "a <fox>", "steps": 2}
-    answer = requests.post(f"{house.settings.api}/v1/images/generations", json=body, timeout=60)
+    answer = requests.post(f"{house.settings.api}/v1/images/generations", json=body, timeout=PATIENCE)
     assert answer.status_code == 422
     assert answer.json()["error"]["param"] == "prompt"
     assert "<fox> is not a concept of this version" in answer.json()["error"]["message"]
     body = {"model": LINEAGE, "prompt": "a <fox>", "steps": 2, "n": 2}
-    answer = requests.post(f"{house.settings.api}/v1/images/generations", json=body, timeout=60)
+    answer = requests.post(f"{house.settings.api}/v1/images/generations", json=body, timeout=PATIENCE)
     assert answer.status_code == 200
     assert [Image.open(io.BytesIO(base64.b64decode(d["b64_json"]))).format for d in answer.json()["data"]] == [
         "PNG"

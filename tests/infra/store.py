@@ -26,7 +26,7 @@ _OWN = (
     "volume.port",
     "volume.port.grpc",
 )
-_START_SECONDS = 120
+_START_SECONDS = 600
 
 
 @dataclass(frozen=True)

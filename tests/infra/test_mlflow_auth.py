@@ -20,7 +20,7 @@ from tests.ports import free_ports
 
 PASSWORD = "generated-0123456789-0123456789-0123456789"
 _ADMIN = ("palimpsest", PASSWORD)
-_START_SECONDS = 240
+_START_SECONDS = 600
 
 
 def database(postgres: Settings, name: str) -> tuple[str, str]:

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import requests
@@ -13,12 +16,19 @@ from tests.infra.files import compose
 from tests.ports import free_ports
 
 TOKEN = "generated-0123456789-0123456789-0123456789"
-_START_SECONDS = 180
+_START_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the dashboard of a running head."""
+def head() -> Iterator[str]:
+    """URL of the dashboard of a running head, which leaves nothing in the folder that all of Ray's clusters share."""
+    short = tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)  # Ray's sockets live in it
+    with short as folder, running(Path(folder)) as url:
+        yield url
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[str]:
     service = compose()["services"]["ray-head"]
     program, *arguments = service["command"]
     assert program == "ray"
@@ -32,8 +42,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--metrics-export-port=8080": f"--metrics-export-port={metrics}",
     }
     assert set(here) <= set(arguments)
-    ours = [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
-    folder = tmp_path_factory.mktemp("r")
+    ours = [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--temp-dir={folder}"]
     command = [sys.executable, "-m", "ray.scripts.scripts", *(here.get(flag, flag) for flag in arguments), *ours]
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",

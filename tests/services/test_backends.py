@@ -21,7 +21,7 @@ from services.processes import find
 from services.seaweedfs import PORTS, sockets, weed_binary
 from services.settings import Settings, get_settings
 from tests.lineages import BASE, LAYOUT, publish
-from tests.ports import free_ports
+from tests.ports import free_ports, free_row
 from tests.stack import running
 
 
@@ -36,7 +36,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = dict(os.environ)
     mlflow, postgres = free_ports(2)
     with tempfile.TemporaryDirectory(prefix="p") as folder:
-        values = {"home": folder, "mlflow_port": mlflow, "postgres_port": postgres, "s3_port": _free_row(len(PORTS))}
+        values = {"home": folder, "mlflow_port": mlflow, "postgres_port": postgres, "s3_port": free_row(len(PORTS))}
         for name, value in values.items():
             monkeypatch.setenv(f"PALIMPSEST_{name.upper()}", str(value))
         get_settings.cache_clear()
@@ -49,19 +49,6 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.environ.clear()
     os.environ.update(before)
     get_settings.cache_clear()
-
-
-def _free_row(count: int) -> int:
-    """The first of some loopback ports in a row that nobody listens on; the far half of the range is nobody's."""
-    import socket
-
-    for first in range(20000, 30000, count):
-        try:
-            with socket.create_server(("127.0.0.1", first)), socket.create_server(("127.0.0.1", first + count - 1)):
-                return first
-        except OSError:
-            continue
-    raise RuntimeError("no free ports")
 
 
 def test_lineages_move_to_servers_and_back(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

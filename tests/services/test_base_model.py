@@ -1,6 +1,7 @@
 """Bases: what identifies one, what is refused before its weights are loaded, and that nothing of it ever changes."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from services.base_model import COMPONENTS, BaseModel, load_base, load_outline, resolve, revision_of
+from services.base_model import COMPONENTS, BaseModel, load_base, load_outline, resolve, revision_of, use_threads
 from services.errors import InputError
 from tests.bases import KINDS, random_latents, reference
 
@@ -75,6 +76,13 @@ def test_nothing_of_a_base_can_be_trained(any_base: BaseModel) -> None:
         assert not module.training
         assert not any(parameter.requires_grad for parameter in module.parameters())
     assert not any_base.weight_KD.requires_grad
+
+
+def test_torch_takes_the_threads_it_is_given_and_else_all_cores() -> None:
+    use_threads(1)
+    assert torch.get_num_threads() == 1
+    use_threads(0)
+    assert torch.get_num_threads() == os.cpu_count()
 
 
 def test_the_noise_schedule_is_the_schedulers(any_base: BaseModel) -> None:

@@ -27,7 +27,7 @@ def test_20_submissions_at_once_end_as_one_chain_in_order_of_submission(
         """What `cp_train.job` does, with a version that is made up instead of learned."""
         ready.wait()
         with lease(
-            stack_store, lineage, ttl=30, holder=f"job-{number}", timeout=PATIENCE, place=places[number]
+            stack_store, lineage, ttl=60, holder=f"job-{number}", timeout=PATIENCE, place=places[number]
         ) as writer:
             live = registry.aliases(lineage).get(LIVE) if lineage in registry.lineages() else None
             parent = registry.version(lineage, live) if live else None

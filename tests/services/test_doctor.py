@@ -75,24 +75,24 @@ class Overwriting(DirectoryStore):
         return True
 
 
-def test_a_store_without_conditional_writes(settings: Settings, tmp_path: Path) -> None:
-    doctor = Doctor(settings, lambda: BASE)
+def test_a_store_without_conditional_writes(tmp_path: Path) -> None:
+    doctor = Doctor(Settings(), lambda: BASE)
     assert findings(lambda: doctor.store(Overwriting(tmp_path)), "fault", "overwrites")
 
 
-def test_overdue_images(settings: Settings, store: ObjectStore) -> None:
-    doctor = Doctor(settings, lambda: BASE)
+def test_overdue_images(store: ObjectStore) -> None:
+    doctor = Doctor(Settings(), lambda: BASE)
     assert findings(lambda: doctor.intake(store), "ok", "no concept image")
     manifest = {"count": 1, "digest": "", "created": 0.0}
     store.put(f"intake/in-{uuid4().hex}/manifest.json", json.dumps(manifest).encode())
     assert findings(lambda: doctor.intake(store), "fault", "1 submissions hold images")
 
 
-def test_a_lease_whose_holder_died(settings: Settings, store: ObjectStore) -> None:
+def test_a_lease_whose_holder_died(store: ObjectStore) -> None:
     from services.lease import lease
 
-    doctor = Doctor(settings, lambda: BASE)
-    with lease(store, "alive", ttl=settings.lease_seconds, holder="a"):
+    doctor = Doctor(Settings(lease_seconds=3.0), lambda: BASE)
+    with lease(store, "alive", ttl=0.4, holder="a"):  # it beats ten times while the doctor watches
         assert not findings(lambda: doctor.leases(store), "warning", "")
         store.put("leases/dead/000000000001", b'{"holder": "b", "beat": 4, "released": false}')
         (dead,) = findings(lambda: doctor.leases(store), "warning", "`dead` has died")

@@ -20,20 +20,23 @@ from tests.s3 import Place, S3Server
 
 ROOT = Path(__file__).parents[2]
 LONG = 60.0  # a ttl that no test lives to see
-PATIENCE = 120.0
+PATIENCE = 600.0
 
 INCREMENT = """
 import sys, threading
 from pathlib import Path
+from services import lease as leases
 from services.lease import lease
 from services.objects import open_store_at
+
+leases._LOOKS = 200
 
 uri, endpoint, counter, threads, rounds = sys.argv[1:]
 store, counter = open_store_at(uri, endpoint=endpoint), Path(counter)
 
 def work():
     for _ in range(int(rounds)):
-        with lease(store, "lineage", ttl=10, holder="counter", timeout=120) as held:
+        with lease(store, "lineage", ttl=60, holder="counter", timeout=600) as held:
             value = int(counter.read_text())
             held.check()
             counter.write_text(str(value + 1))
@@ -100,6 +103,12 @@ def other_process(place: Place, *, ttl: float) -> Iterator[Holder]:
             process.kill()
 
 
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a lease of a minute looks every 0.3 s, not every second."""
+    monkeypatch.setattr("services.lease._LOOKS", 200)
+
+
 def test_no_increment_is_lost_between_threads_and_processes(place: Place, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
@@ -113,11 +122,12 @@ def test_no_increment_is_lost_between_threads_and_processes(place: Place, tmp_pa
     assert len(list(place.open().list("leases/"))) <= _KEEP + 1
 
 
+@pytest.mark.usefixtures("brisk")
 def test_only_one_of_many_threads_is_inside(store: ObjectStore) -> None:
     inside = threading.Semaphore(1)
 
     def enter(number: int) -> int:
-        with lease(store, "x", ttl=LONG / 10, holder=str(number), timeout=PATIENCE) as held:
+        with lease(store, "x", ttl=LONG, holder=str(number), timeout=PATIENCE) as held:
             assert inside.acquire(blocking=False)
             held.check()
             inside.release()
@@ -144,6 +154,7 @@ def test_an_error_inside_releases_too(store: ObjectStore) -> None:
         pass
 
 
+@pytest.mark.usefixtures("brisk")
 def test_waiting_ends_with_who_is_in_the_way(store: ObjectStore) -> None:
     told: list[str] = []
     with lease(store, "x", ttl=LONG, holder="job-7"):
@@ -151,7 +162,7 @@ def test_waiting_ends_with_who_is_in_the_way(store: ObjectStore) -> None:
             pass
         with (
             pytest.raises(BusyError),
-            lease(store, "x", ttl=LONG, holder="b", timeout=2.5, on_wait=told.append),
+            lease(store, "x", ttl=LONG, holder="b", timeout=1, on_wait=told.append),
         ):
             pass
     assert told == ["job-7 is at work on it."]
@@ -187,10 +198,10 @@ def test_a_killed_holder_is_succeeded(place: Place) -> None:
 
 
 def test_a_living_holder_is_not(place: Place) -> None:
-    with other_process(place, ttl=3) as other:
+    with other_process(place, ttl=5) as other:
         with (
             pytest.raises(BusyError, match="the other"),
-            lease(place.open(), "lineage", ttl=3, holder="next", timeout=7),
+            lease(place.open(), "lineage", ttl=5, holder="next", timeout=7),
         ):
             pass
         assert other.check() == "held"
@@ -307,13 +318,14 @@ def test_a_release_without_a_store_lets_the_others_wait(s3: S3Server, caplog: py
     assert "lease not released" in caplog.text
 
 
+@pytest.mark.usefixtures("brisk")
 def test_those_who_wait_take_turns_in_the_order_in_which_they_queued_up(store: ObjectStore) -> None:
     places = [take_place(store, "x", holder=str(number)) for number in range(12)]
     assert places == sorted(set(places))
     order: list[int] = []
 
     def enter(number: int) -> None:
-        with lease(store, "x", ttl=LONG / 10, holder=str(number), timeout=PATIENCE, place=places[number]):
+        with lease(store, "x", ttl=LONG, holder=str(number), timeout=PATIENCE, place=places[number]):
             order.append(number)
 
     with ThreadPoolExecutor(12) as pool:

@@ -57,8 +57,15 @@ def open_features(reference: str, base: str) -> Features:
     if (folder / "judge.safetensors").is_file():
         return JudgeFeatures(Judge.load(folder))
     if reference == AUTO:
-        raise InputError("features: this base has no judge beside it; name a CLIP or DINO model.", param="features")
+        raise InputError(f"features: there is no judge in {str(folder)!r}; {_instead(base)}.", param="features")
     return TransformerFeatures.open(reference)
+
+
+def _instead(base: str) -> str:
+    clip = clip_folder(base)
+    if not (clip / "config.json").is_file():
+        return "name a CLIP or DINO model with --features"
+    return f"name another model with --features ({str(clip)!r} is the generator's own CLIP, which rewards colour)"
 
 
 def gate_features(reference: str, base: BaseModel) -> Features:

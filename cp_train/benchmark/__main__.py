@@ -88,6 +88,8 @@ def _compare(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
     numbers = (options.seeds, options.orders, options.jobs, options.limit)
     if any(number is not None and number < 1 for number in numbers) or options.threads < 0:
         raise InputError("seeds, orders, jobs and limit must be at least 1, threads at least 0.")
+    if options.publish:
+        report.check_publishable(options.publish)
     failed: list[str] = []
     if not options.report:
         for item in items:

@@ -33,6 +33,7 @@ MAIN = (
     Figure("dc_accuracy", "DC accuracy", "↑"),
     Figure("loss_rise", "loss rise", "↓"),
     Figure("base_drift", "base drift", "↓"),
+    Figure("base_similarity", "base similarity", "↑"),
 )
 COSTS = (
     Figure("seconds_per_task", "seconds a task", "↓"),

@@ -158,6 +158,7 @@ def test_own_folders_take_the_place_of_the_artwork(flags: list[str], tmp_path: P
         (["--seeds", "0"], "seeds, orders, jobs and limit must be at least 1"),
         (["--pictures", "5"], "pictures must be a multiple of 4"),
         (["--budget", "endless"], "budget: there is no 'endless'; choose full or brief"),
+        (["--publish", "docs"], "publish: 'docs' must be a file that ends in .md"),
         (["--precision", "float8"], "precision must be float32 or bfloat16"),
         (["--base", "nowhere/at/all"], "base: 'nowhere/at/all'"),
         (["--features", "nowhere/at/all"], "features: 'nowhere/at/all'"),

@@ -168,6 +168,7 @@ def _settings(options: argparse.Namespace, jobs: int, *, chosen: bool) -> "Setti
     budget = asdict(BUDGETS[options.budget])
     length = {name: value if (given := getattr(options, name)) is None else given for name, value in budget.items()}
     pictures, drawing = length.pop("pictures"), length.pop("drawing_steps")
+    glimpses = min(Examination.glimpses, pictures // 2)
     try:
         return Settings(
             base=options.base,
@@ -177,7 +178,7 @@ def _settings(options: argparse.Namespace, jobs: int, *, chosen: bool) -> "Setti
             fisher_chunk=options.fisher_chunk,
             limit=options.limit,
             chosen=json.loads(path.read_text("utf-8")) if chosen and path.exists() else {},
-            examination=Examination(pictures=pictures, steps=drawing, precision=length["precision"]),
+            examination=Examination(pictures=pictures, glimpses=glimpses, steps=drawing, precision=length["precision"]),
             device=get_settings().device,
             threads=options.threads or max(1, (os.cpu_count() or 1) // jobs),
             **length,

@@ -27,7 +27,7 @@ def flags(tiny_folders: Mapping[str, Path], judge_folder: Path, tmp_path: Path) 
         "batch-size": 2,
         "rank": 2,
         "fisher-batches": 1,
-        "pictures": 8,
+        "pictures": 4,
         "drawing-steps": 2,
         "limit": 2,
         "threads": 1,
@@ -99,7 +99,7 @@ def test_a_budget_decides_what_is_not_given(flags: list[str], tmp_path: Path) ->
     )
     assert told["learning"]["loop.steps"] == 2, "given"
     examination = told["examination"]
-    assert (examination["precision"], examination["steps"], examination["pictures"]) == ("bfloat16", 2, 8)
+    assert (examination["precision"], examination["steps"], examination["pictures"]) == ("bfloat16", 2, 4)
 
 
 def test_everything_is_one_item_after_the_other_and_continues(

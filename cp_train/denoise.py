@@ -20,6 +20,7 @@ from services import scores
 from services.errors import InputError
 
 MAX_SEED = 2**32
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class LoopConfig:
     token_lr: float = 5e-3
     warmup: int = 10
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or self.warmup < 0:

@@ -4,12 +4,16 @@
 
 L_F: see `methods/ewc_dc.py`. One backward pass through the U-Net gives every sample's gradient: theta acts through the
 keys and values alone and each sample has its own copy of them, so dL/dkv comes out per sample, and the rest of the
-chain, kv -> theta, is a small vectorised product. Nothing is trained any more, so each prompt is encoded once.
+chain, kv -> theta, is a small vectorised product (3% of the pass). Nothing is trained any more, so each prompt is
+encoded once. What is left is the U-Net's, (k + 2) rows a sample, so samples are made to count: their timesteps are
+stratified (one in each of as many equal stretches as there are samples; each alone is still uniform), and every image
+is drawn as often as the others. 24 samples then agree with 200 to a correlation of 0.99 of the logarithms, and to 2%
+in the penalty of a step of training (docs/log.md).
 Letters: S samples (images), T trials of each, P prompts, L tokens, K packed width.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +31,7 @@ class FisherConfig:
 
     Attributes:
         batches: minibatches, 100 to 500 [the paper's range].
-        batch_size: images a minibatch.
+        batch_size: images a minibatch; squares are per sample, so it matters to the number of samples alone.
         contrast: alpha, the weight of the diffusion-classifier terms.
         beta: how strongly the other concepts' cross-entropy is pushed up; 0.5.
         tau: temperature of the scores; 0.05.
@@ -39,7 +43,7 @@ class FisherConfig:
     """
 
     batches: int = 100
-    batch_size: int = 2
+    batch_size: int = 1
     contrast: float = 1.0
     beta: float = 0.5
     tau: float = 0.05
@@ -146,10 +150,7 @@ def fisher_information(
     generator = torch.Generator().manual_seed(seed)
     scale, contexts = scores.ErrorScale(len(student.base.alphas_cumprod)), FrozenContexts(student)
     squares = [torch.zeros_like(weight) for weight in student.weights]
-    for _ in range(config.batches):
-        picked = torch.randint(len(latents_NCHW), (config.batch_size,), generator=generator)
-        latents_SCHW = latents_NCHW[picked].repeat_interleave(config.trials, 0)
-        trial = scores.draw_trial(student.base, latents_SCHW, generator)
+    for trial in stratified_trials(student.base, latents_NCHW, config, generator):
         prompts = prompt_sets(generator)[: None if config.contrast else 1]  # the others only serve the contrast
 
         def loss(errors_SP: Tensor, trial: scores.Trial = trial) -> Tensor:
@@ -164,6 +165,27 @@ def fisher_information(
         )
         squares = [total + gradient_S.square().sum(0) for total, gradient_S in zip(squares, gradients, strict=True)]
     return normalised(*squares)
+
+
+def stratified_trials(
+    base: BaseModel, latents_NCHW: Tensor, config: FisherConfig, generator: torch.Generator
+) -> Iterator[scores.Trial]:
+    """The trials of every minibatch of a pass, S x T rows, sample by sample.
+
+    Each image is drawn as often as the others (but for one), and the timesteps of all rows of the pass lie in different
+    ones of as many equal stretches of the schedule. Images and stretches come in random order.
+    """
+    samples = config.batches * config.batch_size
+    rows, timesteps = samples * config.trials, len(base.alphas_cumprod)
+    rounds = -(-samples // len(latents_NCHW))
+    image_S = torch.cat([torch.randperm(len(latents_NCHW), generator=generator) for _ in range(rounds)])[:samples]
+    place_R = torch.randperm(rows, generator=generator) + torch.rand(rows, generator=generator, dtype=torch.float64)
+    t_R = (place_R * timesteps / rows).long().clamp_max(timesteps - 1)
+    images, times = image_S.split(config.batch_size), t_R.split(config.batch_size * config.trials)
+    for picked, t in zip(images, times, strict=True):
+        latents = latents_NCHW[picked].repeat_interleave(config.trials, 0)
+        noise = torch.randn(latents.shape, generator=generator)
+        yield scores.make_trial(base, latents, t.to(base.device), noise.to(base.device))
 
 
 def normalised(down_PRD: Tensor, up_KR: Tensor) -> TrainingState:

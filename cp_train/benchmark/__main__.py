@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,51 +16,60 @@ from services.settings import get_settings
 from services.telemetry import configure_logging
 
 if TYPE_CHECKING:
+    from cp_train.benchmark.agenda import Item
     from cp_train.benchmark.settings import Settings
     from cp_train.benchmark.subjects import Subject
 
 CHOSEN = "chosen.json"
 """What a sweep chose, in its folder; later comparisons in the same folder take it from there."""
-_CORES_PER_JOB = 4
+_CORES_PER_JOB = {"embedded": 1}
+_CORES_PER_BIG_JOB = 4
+"""The embedded base is so small that threads wait for each other longer than they work."""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m cp_train.benchmark", description="Compare the learning methods on concept sequences.")
     add = parser.add_argument
-    add("--setup", default="six", help="six, ten, nine, fifty, two-in-one-prompt or tuning (default: %(default)s)")
-    add("--methods", nargs="+", default=["all"], metavar="M", help="all, or names; ewc:weight=1 sets something")
-    add("--seeds", type=int, default=1, help="seeds of every order (default: %(default)s)")
+    setups = "six, ten, nine, fifty, two-in-one-prompt or tuning"
+    add("--setup", default="six", help=f"{setups}; everything: all that docs/method.md lists (default: %(default)s)")
+    add("--methods", nargs="+", metavar="M", help="names; ewc:weight=1 sets something (default: all)")
+    add("--seeds", type=int, help="seeds of every order (default: 1)")
     add("--orders", type=int, help="sequences of different concepts (default: the setup's)")
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="runs, results.csv and report; continued")
     add("--images", type=Path, metavar="DIR", help="your own concepts: one subfolder of pictures each")
     add("--base", default=get_settings().base, help="embedded, a directory, or a hub id (default: %(default)s)")
     add("--features", default="auto", help="auto (the base's judge), or a judge, CLIP or DINO: folder or hub id")
-    add("--steps", type=int, default=150, help="training steps of a task (default: %(default)s)")
+    add("--budget", default="full", help="full or brief: what the next six are by default (default: %(default)s)")
+    add("--steps", type=int, help="training steps of a task")
+    add("--dsc-steps", type=int, help="steps of DSC's second phase")
+    add("--fisher-batches", type=int, help="samples of the Fisher pass")
+    add("--pictures", type=int, help="in every cell that MMD is computed from")
+    add("--drawing-steps", type=int, help="of the sampler")
+    add("--precision", help="float32 or bfloat16, of training and drawing")
     add("--batch-size", type=int, default=8, help="images a step (default: %(default)s)")
     add("--rank", type=int, default=16, help="LoRA rank (default: %(default)s)")
-    add("--fisher-batches", type=int, default=50, help="minibatches of the Fisher pass (default: %(default)s)")
     add(
         "--fisher-chunk",
         type=int,
         default=0,
         help="rows at once in it, to bound its memory; 0: all (default: %(default)s)",
     )
-    add("--pictures", type=int, default=16, help="in every cell that MMD is computed from (default: %(default)s)")
-    add("--drawing-steps", type=int, default=15, help="of the sampler (default: %(default)s)")
     add("--limit", type=int, help="concepts of a sequence, at most: for a short trial")
-    add("--jobs", type=int, help="runs at once, as Ray tasks (default: one for every four cores)")
+    add("--jobs", type=int, help="runs at once, as Ray tasks (default: one a core on embedded, else one for four)")
     add("--threads", type=int, default=0, help="CPU threads of each (default: the cores shared evenly)")
     add("--reference", default="finetune", help="what the others are compared with (default: %(default)s)")
     add("--sweep", action="store_true", help="choose each method's settings on the tuning concepts")
     add("--report", action="store_true", help="only write the report of what is there")
+    add("--publish", type=Path, metavar="FILE", help="also write the report there, its pictures in a folder beside it")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit code."""
     configure_logging()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        failed = _compare(_parser().parse_args(arguments))
+        failed = _compare(_parser().parse_args(words), words)
     except PalimpsestError as error:
         print(f"error: {' '.join(error.message.split())}", file=sys.stderr, flush=True)
         return 1
@@ -70,57 +81,107 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _compare(options: argparse.Namespace) -> list[str]:
-    from cp_train.benchmark import report, runner, sweep
-    from cp_train.benchmark.contenders import parse
-    from cp_train.benchmark.setups import SETUPS
+def _compare(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    from cp_train.benchmark import report
 
-    if options.setup not in SETUPS:
-        raise InputError(f"setup: there is no {options.setup!r}; choose one of {', '.join(SETUPS)}.", param="setup")
-    setup = SETUPS["tuning" if options.sweep else options.setup]
-    contenders = parse(options.methods)
-    if min(options.seeds, options.orders or 1, options.jobs or 1, options.limit or 1) < 1 or options.threads < 0:
+    items = _items(options)
+    numbers = (options.seeds, options.orders, options.jobs, options.limit)
+    if any(number is not None and number < 1 for number in numbers) or options.threads < 0:
         raise InputError("seeds, orders, jobs and limit must be at least 1, threads at least 0.")
+    if options.publish:
+        report.check_publishable(options.publish)
     failed: list[str] = []
     if not options.report:
-        jobs = options.jobs or max(1, (os.cpu_count() or 1) // _CORES_PER_JOB)
-        settings = _settings(options, jobs)
-        entrants = sweep.candidates(contenders) if options.sweep else contenders
-        runs = runner.plan(
-            options.output,
-            setup,
-            entrants,
-            _subjects(options.images, setup.part),
-            settings,
-            orders=options.orders or setup.orders,
-            seeds=options.seeds,
-        )
-        failed = runner.make(runs, jobs=jobs)
-    if options.sweep:
-        sweep.choose(options.output, options.output / CHOSEN)
+        for item in items:
+            failed += _carry_out(item, options, words)
     report.write(options.output, reference=options.reference)
     print(options.output / "report.md", flush=True)
+    if options.publish:
+        report.publish(options.output, options.publish)
+        print(options.publish, flush=True)
     return failed
 
 
-def _settings(options: argparse.Namespace, jobs: int) -> "Settings":
-    from cp_train.benchmark.settings import Examination, Settings
+def _items(options: argparse.Namespace) -> "Sequence[Item]":
+    """What is to be done: what the flags say, or the whole agenda of the budget."""
+    from cp_train.benchmark.agenda import AGENDAS, EVERYTHING, Item
+    from cp_train.benchmark.settings import BUDGETS
+    from cp_train.benchmark.setups import SETUPS
 
-    chosen = options.output / CHOSEN
+    if options.budget not in BUDGETS:
+        raise InputError(f"budget: there is no {options.budget!r}; choose {' or '.join(BUDGETS)}.", param="budget")
+    if options.setup == EVERYTHING:
+        if options.methods or options.orders or options.seeds or options.sweep:
+            raise InputError(f"setup: {EVERYTHING} has its own methods, orders, seeds and sweep.", param="setup")
+        return AGENDAS[options.budget]
+    if options.setup not in SETUPS:
+        known = ", ".join((*SETUPS, EVERYTHING))
+        raise InputError(f"setup: there is no {options.setup!r}; choose one of {known}.", param="setup")
+    seeds = 1 if options.seeds is None else options.seeds
+    setup = "tuning" if options.sweep else options.setup
+    methods = tuple(options.methods or ["all"])
+    return [Item(setup=setup, methods=methods, orders=options.orders, seeds=seeds, sweep=options.sweep)]
+
+
+def _carry_out(item: "Item", options: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """Make the runs of an item; returns a line for each that failed."""
+    from cp_train.benchmark import runner, sweep
+    from cp_train.benchmark.contenders import parse
+    from cp_train.benchmark.setups import SETUPS
+
+    setup, contenders = SETUPS[item.setup], parse(item.methods)
+    jobs = options.jobs or _jobs(options.base)
+    runs = runner.plan(
+        options.output,
+        setup,
+        sweep.candidates(contenders) if item.sweep else contenders,
+        _subjects(options.images, setup.part),
+        _settings(options, jobs, chosen=not item.sweep),
+        orders=item.orders or setup.orders,
+        seeds=item.seeds,
+    )
+    failed = runner.make(runs, jobs=jobs)
+    _note(options.output, words)
+    if item.sweep:
+        sweep.choose(options.output, options.output / CHOSEN)
+    return failed
+
+
+def _jobs(base: str) -> int:
+    return max(1, (os.cpu_count() or 1) // _CORES_PER_JOB.get(base, _CORES_PER_BIG_JOB))
+
+
+def _note(output: Path, words: Sequence[str]) -> None:
+    """Remember the command."""
+    from cp_train.benchmark.report import COMMANDS
+
+    path, line = output / COMMANDS, shlex.join(["python", "-m", "cp_train.benchmark", *words])
+    known = path.read_text("utf-8").splitlines() if path.exists() else []
+    if line not in known:
+        path.write_text("\n".join([*known, line]) + "\n", "utf-8")
+
+
+def _settings(options: argparse.Namespace, jobs: int, *, chosen: bool) -> "Settings":
+    from cp_train.benchmark.settings import BUDGETS, Examination, Settings
+
+    path = options.output / CHOSEN
+    budget = asdict(BUDGETS[options.budget])
+    length = {name: value if (given := getattr(options, name)) is None else given for name, value in budget.items()}
+    pictures, drawing = length.pop("pictures"), length.pop("drawing_steps")
+    glimpses = min(Examination.glimpses, pictures // 2)
     try:
         return Settings(
             base=options.base,
             features=options.features,
-            steps=options.steps,
             batch_size=options.batch_size,
             rank=options.rank,
-            fisher_batches=options.fisher_batches,
             fisher_chunk=options.fisher_chunk,
             limit=options.limit,
-            chosen=json.loads(chosen.read_text("utf-8")) if chosen.exists() and not options.sweep else {},
-            examination=Examination(pictures=options.pictures, steps=options.drawing_steps),
+            chosen=json.loads(path.read_text("utf-8")) if chosen and path.exists() else {},
+            examination=Examination(pictures=pictures, glimpses=glimpses, steps=drawing, precision=length["precision"]),
             device=get_settings().device,
             threads=options.threads or max(1, (os.cpu_count() or 1) // jobs),
+            **length,
         )
     except ValueError as error:
         raise InputError(f"{error}") from error

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure as Canvas
 
 from cp_train.benchmark import plots
 from cp_train.benchmark.examine import correct
-from cp_train.benchmark.results import Result, Row
+from cp_train.benchmark.results import Result, Row, column
 from cp_train.benchmark.tables import Figure, differences, markdown, number, shown
-from cp_train.evaluation.statistics import interval
+from cp_train.evaluation.statistics import Run, interval, over_runs, units
 
 FACTORS = (
     ("none", "finetune", "dsc"),
@@ -54,14 +54,14 @@ def _trials(results: Sequence[Result], _rows: Sequence[Row], folder: Path) -> st
     found = [result for result in results if any(name.startswith("dc/") for name in result.last.features)]
     if not found:
         return _missing("any method", "--setup six")
-    spread: dict[int, list[float]] = {}
-    right: dict[int, list[float]] = {}
-    for result in found:
+    spread: dict[int, dict[Run, float]] = {}
+    right: dict[int, dict[Run, float]] = {}
+    for index, result in enumerate(found):
         for count, margin, share in _averaged(result):
-            spread.setdefault(count, []).append(margin)
-            right.setdefault(count, []).append(share)
+            spread.setdefault(count, {})[result.cell.order, index] = margin
+            right.setdefault(count, {})[result.cell.order, index] = share
     plots.lines(
-        {"share of pictures told right": right},
+        {"share of pictures told right": {count: units(shares) for count, shares in right.items()}},
         folder / "trials.png",
         x="trials averaged",
         y="accuracy",
@@ -69,7 +69,7 @@ def _trials(results: Sequence[Result], _rows: Sequence[Row], folder: Path) -> st
     )
     table = markdown(
         ["trials", "standard deviation of the log-odds, nats", "accuracy"],
-        [[str(n), shown(interval(spread[n])), shown(interval(right[n]))] for n in sorted(spread)],
+        [[str(n), shown(over_runs(spread[n])), shown(over_runs(right[n]))] for n in sorted(spread)],
     )
     return (
         "The log-odds of a picture's own concept against the best other, from one trial (t, noise) and from the mean "
@@ -140,8 +140,7 @@ def _interaction_plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def _mean(rows: Sequence[Row], label: str, name: str) -> Any:
-    values = [row[name] for row in rows if row["method"] == label and row.get(name) is not None]
-    return interval(values)
+    return over_runs(column(rows, name, lambda row: bool(row["method"] == label)))
 
 
 def _worth(_results: Sequence[Result], rows: Sequence[Row], folder: Path) -> str:
@@ -163,7 +162,7 @@ def _clock(results: Sequence[Result], _rows: Sequence[Row], folder: Path) -> str
     if not setups:
         return _missing("C-LoRA", "--setup ten --methods finetune clora clora_shared ewc_dc")
     setup = max(setups, key=lambda name: max(r.count for r in _of(results, name)))
-    found = plots.over_runs(_of(results, setup), plots.seconds)
+    found = plots.gathered(_of(results, setup), plots.seconds)
     plots.lines(found, folder / "clock.png", x="task", y="CPU seconds", title=f"Time of a task, setup {setup}")
     lines = [
         [f"`{label}`", *(number(float(np.mean(points[at])), 3) for at in (min(points), max(points)))]
@@ -209,11 +208,11 @@ def _k(row: Row) -> int:
 
 
 def _by_k(rows: Sequence[Row], name: str) -> dict[int, list[float]]:
-    found: dict[int, list[float]] = {}
-    for row in rows:
-        if row.get(name) is not None:
-            found.setdefault(_k(row), []).append(row[name])
-    return found
+    found = {}
+    for k in sorted({_k(row) for row in rows}):
+        mine = [row for row in rows if _k(row) == k]
+        found[k] = units(column(mine, name, lambda _: True))
+    return {k: values for k, values in found.items() if values}
 
 
 def _bases(results: Sequence[Result], _rows: Sequence[Row], folder: Path) -> str:

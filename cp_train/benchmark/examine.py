@@ -100,7 +100,8 @@ class Examiner:
             features[f"glimpse/{number}"] = self.features.images(rows[-1])
         figures["drawn"] = [int(name.partition("/")[2]) for name in features if name.startswith("glimpse/")]
         if look or last:
-            logits = {f"dc/{n}": found for n, found in enumerate(self._logits(subjects, model, tau), 1)}
+            images = self.how.images if last else 1
+            logits = {f"dc/{n}": found for n, found in enumerate(self._logits(subjects, model, tau, images), 1)}
             figures["dc"] = [correct(logits[f"dc/{n}"].mean(1), n) for n in range(1, count + 1)]
             features |= logits if last else {}
         if last:
@@ -131,7 +132,8 @@ class Examiner:
         return trained_PSHWC[0, : self.how.glimpses]
 
     def _draw(self, prompts: Sequence[str], seeds: Sequence[int], model: Model) -> Tensor:
-        return draw_conditioned(self.base, self._conditioned([*prompts, ""], model), seeds, steps=self.how.steps)
+        kv_PLK = self._conditioned([*prompts, ""], model)
+        return draw_conditioned(self.base, kv_PLK, seeds, steps=self.how.steps, precision=self.how.precision)
 
     def _conditioned(self, prompts: Sequence[str], model: Model) -> Tensor:
         return condition(self.base, prompts, None) if model is None else methods.condition(self.base, prompts, model)
@@ -145,10 +147,10 @@ class Examiner:
             self._latents[subject] = cached_latents(self.base, list(subject.images), crops=0, seed=0)
         return self._latents[subject]
 
-    def _logits(self, subjects: Sequence[Subject], model: Model, tau: float) -> Iterator[Tensor]:
+    def _logits(self, subjects: Sequence[Subject], model: Model, tau: float, images: int) -> Iterator[Tensor]:
         """For each concept its pictures' scores under every concept's prompt and, last, its own class noun's."""
         prompts = [plain_prompt(subject.concept) for subject in subjects]
-        images = max(1, min(self.how.images, _ANSWERS // len(subjects)))
+        images = max(1, min(images, _ANSWERS // len(subjects)))
         for subject in subjects:
             noun = f"a photo of a {subject.concept.noun or NO_NOUN}"
             kv_PLK = self._conditioned([*prompts, noun], model)

@@ -12,10 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from cp_train.benchmark.results import Result, Row, column
 from cp_train.benchmark.tables import labels
 from cp_train.evaluation.distances import similarity
-from cp_train.evaluation.statistics import Interval, interval
+from cp_train.evaluation.statistics import Interval, Run, interval, over_runs, units
 
 Series = Mapping[int, Sequence[float]]
-"""x -> the values of several runs there."""
+"""x -> independent values there (`statistics.units`)."""
 _PALETTE = colormaps["tab10"].colors + colormaps["Dark2"].colors  # type: ignore[attr-defined]
 _WIDE = 20
 """Times the smallest value: what spreads further is shown on a logarithmic axis."""
@@ -82,16 +82,17 @@ def _dress(axes: Any, x: str, y: str, title: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def over_runs(
+def gathered(
     results: Sequence[Result], points: Callable[[Result], Mapping[int, float]]
 ) -> dict[str, dict[int, list[float]]]:
-    """The points of every run, gathered by contender and x."""
+    """The points of every run by contender and x, runs of one order as one."""
     found: dict[str, dict[int, list[float]]] = {}
     for label, runs in groups(results).items():
-        mine = found.setdefault(label, {})
+        mine: dict[int, dict[Run, float]] = {}
         for run in runs:
             for at, value in points(run).items():
-                mine.setdefault(at, []).append(value)
+                mine.setdefault(at, {})[run.cell.paired] = value
+        found[label] = {at: units(values) for at, values in mine.items()}
     return found
 
 
@@ -199,7 +200,7 @@ def scatter(rows: Sequence[Row], path: Path, *, x: str, y: str, title: str) -> N
     axes = figure.subplots()
     shown: list[tuple[float, float]] = []
     for place, label in enumerate(labels(rows)):
-        across, up = (interval(list(column(rows, name, _of(label)).values())) for name in (x, y))
+        across, up = (over_runs(column(rows, name, _of(label))) for name in (x, y))
         if across and up:
             colour, _ = _look(place)
             axes.errorbar(

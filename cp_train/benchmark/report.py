@@ -1,22 +1,31 @@
 """`report.md`: everything that the kept runs say, with tables, plots and grids beside it."""
 
+import os
 import platform
+import re
+import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from cp_train.benchmark import doubts, grids, plots, results, sweep
+from cp_train.benchmark import claims, doubts, grids, plots, results, sweep
 from cp_train.benchmark.contenders import spell
 from cp_train.benchmark.results import Result, Row
 from cp_train.benchmark.setups import SETUPS
 from cp_train.benchmark.tables import COSTS, MAIN, PAIRS, differences, markdown, means, number, shown
+from services.errors import InputError
 
-_LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
+COMMANDS = "commands.txt"
+"""The commands that made the runs of a folder."""
+_LIBRARIES = ("palimpsest", "torch", "diffusers", "transformers", "numpy")
+_DIGEST = 12
+_LINK = re.compile(r"\]\(((?:plots|grids)/[^)]+|results\.csv)\)")
 _HOW = """\
-A run is one order of concepts with one seed. Means are over runs, ± is half of Student's 95% interval over them; runs
-of one order share their concepts, so the intervals of means also hold what the concepts bring. Methods are compared by
-the differences of runs with the same order and seed (paired t interval). MMD is x1e3. `unseen`: prompts that no method
-trains on or protects. Definitions: `cp_train/benchmark/results.py`, `cp_train/evaluation/`.
+A run is one order of concepts with one seed; every order has its own draws. ± is half of Student's 95% interval over
+the orders, the runs of one order taken together, for they share their concepts (over the seeds where there is one order
+only). Methods are compared by the differences of runs with the same order and seed (paired interval). MMD is x1e3.
+`unseen`: prompts that no method trains on or protects. Definitions: `cp_train/benchmark/results.py`,
+`cp_train/evaluation/`. All figures: [results.csv](results.csv).
 """
 
 
@@ -25,20 +34,52 @@ def write(root: Path, *, reference: str) -> None:
     found = results.load(root)
     root.mkdir(parents=True, exist_ok=True)
     rows = results.write(found, root / "results.csv")
-    parts = [f"# Comparison of the methods\n\n{_HOW}", _told(found)]
+    parts = [f"# Comparison of the methods\n\n{_HOW}", _commands(root), _told(found)]
+    reported = [result for result in found if result.cell.setup != sweep.TUNING]
+    kept = [row for row in rows if row["setup"] != sweep.TUNING]
+    if reported:
+        parts.append(f"## What was expected\n\n{claims.section(reported, kept)}")
     for setup in [name for name in SETUPS if name != sweep.TUNING]:
         mine = [result for result in found if result.cell.setup == setup]
         if mine:
             parts.append(_setup(setup, mine, [row for row in rows if row["setup"] == setup], root, reference))
     if any(row["setup"] == sweep.TUNING for row in rows):
         parts.append(_sweep(rows))
-    reported = [result for result in found if result.cell.setup != sweep.TUNING]
     if reported:
-        kept = [row for row in rows if row["setup"] != sweep.TUNING]
         parts.append(f"## Doubts\n\n{doubts.sections(reported, kept, root)}")
     partial = root / "report.partial"
     partial.write_text("\n".join(parts), "utf-8")
     partial.replace(root / "report.md")
+
+
+def publish(root: Path, path: Path) -> None:
+    """Copy the report to a Markdown file, and what it links to into a folder of the file's name beside it.
+
+    Plots and grids of an earlier report there are deleted.
+
+    Raises:
+        InputError: the file's name does not end in `.md`.
+    """
+    check_publishable(path)
+    folder = path.with_suffix("")
+    for kind in ("plots", "grids"):
+        shutil.rmtree(folder / kind, ignore_errors=True)
+    text = (root / "report.md").read_text("utf-8")
+    for link in dict.fromkeys(_LINK.findall(text)):
+        (folder / link).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / link, folder / link)
+    path.write_text(_LINK.sub(rf"]({folder.name}/\1)", text), "utf-8")
+
+
+def check_publishable(path: Path) -> None:
+    """Raise `InputError` if a report cannot be published to that file."""
+    if path.suffix != ".md" or path.is_dir():
+        raise InputError(f"publish: {str(path)!r} must be a file that ends in .md.", param="publish")
+
+
+def _commands(root: Path) -> str:
+    path = root / COMMANDS
+    return f"```\n{path.read_text('utf-8')}```\n" if path.exists() else ""
 
 
 def _told(found: Sequence[Result]) -> str:
@@ -52,17 +93,28 @@ def _told(found: Sequence[Result]) -> str:
             [
                 setup,
                 str(mine[0].count),
-                str(len({result.cell.order for result in mine})),
-                str(len({result.cell.seed for result in mine})),
+                _numbers({result.cell.order for result in mine}),
+                _numbers({result.cell.seed for result in mine}),
                 str(len(mine)),
-                f"`{told['base']}`",
+                f"`{told['base']}` {told['base_revision'].removeprefix('sha256:')[:_DIGEST]}",
                 str(told["learning"]["loop.steps"]),
                 str(told["learning"]["rank"]),
-                f"`{told['features']}`",
+                str(told["learning"]["loop.precision"]),
+                f"{told['examination']['pictures']} of {told['examination']['steps']} steps",
+                f"`{told['features']}` {told['features_digest'].removeprefix('sha256:')[:_DIGEST]}",
             ]
         )
-    table = markdown(["setup", "concepts", "orders", "seeds", "runs", "base", "steps", "rank", "features"], lines)
-    return f"Python {platform.python_version()}, {versions}; {platform.machine()}.\n\n{table}"
+    header = ("setup", "concepts", "orders", "seeds", "runs", "base", "steps", "rank", "precision", "pictures a cell")
+    table = markdown([*header, "features"], lines)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    return f"Python {platform.python_version()}, {versions}; {machine}.\n\n{table}"
+
+
+def _numbers(found: set[int]) -> str:
+    """Numbers as a person writes them: 0-8, or 0, 2, 5."""
+    low, high = min(found), max(found)
+    whole = len(found) > 1 and len(found) == high - low + 1
+    return f"{low}–{high}" if whole else ", ".join(map(str, sorted(found)))
 
 
 def _setup(name: str, found: Sequence[Result], rows: Sequence[Row], root: Path, reference: str) -> str:
@@ -109,11 +161,11 @@ def _plots(found: Sequence[Result], rows: Sequence[Row], folder: Path) -> None:
         ),
         (plots.loss_rise, "loss", "rise of the denoising loss", "How a concept is predicted as others follow"),
     ):
-        series = plots.over_runs(found, points)
+        series = plots.gathered(found, points)
         plots.lines(series, folder / f"{name}.png", x="tasks since it was learned", y=y, title=title)
-    accuracy = plots.over_runs(found, plots.accuracy)
+    accuracy = plots.gathered(found, plots.accuracy)
     plots.lines(accuracy, folder / "accuracy.png", x="task", y="accuracy", title="Which concept is it? (DC accuracy)")
-    seconds = plots.over_runs(found, plots.seconds)
+    seconds = plots.gathered(found, plots.seconds)
     plots.lines(seconds, folder / "seconds.png", x="task", y="CPU seconds", title="Training and consolidation")
     for kind in ("similarity", "loss"):
         plots.matrices(found, folder / f"{kind}-matrix.png", kind=kind)
@@ -146,6 +198,7 @@ def _sweep(rows: Sequence[Row]) -> str:
     ]
     table = markdown(["candidate", "runs", "score"], lines)
     return (
-        "## Hyper-parameters\n\nOn concepts that are not reported, five values of one setting for every method. Score: "
+        "## Hyper-parameters\n\nOn concepts that are not reported: five values of one setting for every method, and "
+        "others of `ewc_dc` beside its default. Score: "
         f"A_MMD + F_MMD, mean of trained and unseen prompts; bold: chosen.\n\n{table}"
     )

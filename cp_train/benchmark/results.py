@@ -23,6 +23,7 @@ from torch import Tensor
 from cp_train.benchmark.setups import SETUPS
 from cp_train.benchmark.store import Cell, Record, cells
 from cp_train.evaluation.distances import kid, mmd, similarity
+from cp_train.evaluation.statistics import Run
 from cp_train.methods import METHODS
 
 LEADING = (
@@ -164,9 +165,13 @@ def _ends(result: Result) -> Row:
 
 
 def pooled_kid(results: Sequence[Result]) -> float | None:
-    """KID of all runs' pictures at the end against all their references; None of fewer than 100."""
-    real = torch.cat([features for result in results for features in result.real.values()])
-    return kid(real, torch.cat([features for result in results for features in result.ends.values()]))
+    """KID of all runs' pictures at the end against their concepts' references; None of fewer than 100.
+
+    A concept that several runs learned has its references counted once: the estimator takes pictures to be different.
+    """
+    real = {name: result.real[number] for result in results for number, name in enumerate(result.concepts, 1)}
+    drawn = [features for result in results for features in result.ends.values()]
+    return kid(torch.cat(list(real.values())), torch.cat(drawn))
 
 
 def _pairs(result: Result) -> Row:
@@ -210,7 +215,7 @@ def _costs(result: Result) -> Row:
     }
 
 
-def column(rows: Sequence[Row], name: str, pick: Callable[[Row], bool]) -> dict[tuple[int, int], float]:
+def column(rows: Sequence[Row], name: str, pick: Callable[[Row], bool]) -> dict[Run, float]:
     """One figure of some rows by (order, seed), those that have it."""
     found = {(row["order"], row["seed"]): row.get(name) for row in rows if pick(row)}
     return {run: float(value) for run, value in found.items() if value is not None}

@@ -33,6 +33,8 @@ _RAY = {
     "RAY_worker_niceness": "0",
     "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the person's home, which then locks other local clusters
 }
+_ORDERS, _TASKS = 1000, 100
+"""More than there are orders of a setup, and tasks of an order."""
 _LOOK_SECONDS = 5.0
 """Between two looks at what parallel tasks have done."""
 
@@ -61,7 +63,7 @@ class Run:
     def claim(self, base: BaseModel, features: Features) -> None:
         """Note what it is told. Raises `ConflictError` if it was begun with other settings."""
         concepts = [subject.concept for subject in self.subjects]
-        told = self.settings.record(self.contender) | {
+        told = self.settings.record(self.contender, gamma=self.setup.gamma) | {
             "method": self.contender.method,
             "concepts": [concept.name for concept in concepts],
             "nouns": [concept.noun for concept in concepts],
@@ -188,8 +190,8 @@ def carry_out(run: Run, say: Callable[[str], None]) -> None:
     history = cell.history(max((n for n in run.tasks if cell.done(n)), default=0))
     for number in run.left:
         subjects = run.subjects[:number]
-        config = settings.learning(contender, _seed(cell, number))
-        learned = learn(base, config, subjects, history, seed=cell.seed)
+        config = settings.learning(contender, task_seed(cell, number), gamma=run.setup.gamma)
+        learned = learn(base, config, subjects, history, seed=run_seed(cell))
         record, sheets = _examined(run, examiner, learned, number, tau=config.fisher.tau)
         cell.keep(number, record, learned.history, sheets)
         history = learned.history
@@ -223,9 +225,14 @@ def _examined(
     return record, sheets
 
 
-def _seed(cell: Cell, number: int) -> int:
-    """Of a task's draws: each task of each seed has its own."""
-    return 1000 * cell.seed + number
+def run_seed(cell: Cell) -> int:
+    """Of a run's own draws. Runs of two orders share none, so that seeds are nested in orders (`statistics.py`)."""
+    return _ORDERS * cell.seed + cell.order
+
+
+def task_seed(cell: Cell, number: int) -> int:
+    """Of a task's draws: each task of each run has its own; the contenders of an order and seed share them."""
+    return _TASKS * run_seed(cell) + number
 
 
 def _unet_parameters(base: BaseModel) -> int:

@@ -22,6 +22,7 @@ class Setup:
         part: of the held-out artwork.
         every: after how many tasks all earlier concepts are drawn again; the losses are taken after every task.
         pairs: whether prompts of two concepts are drawn at the end.
+        gamma: decay of the earlier tasks' Fisher information; ours.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Setup:
     part: str = "reporting"
     every: int = 1
     pairs: bool = False
+    gamma: float = 1.0
 
 
 SETUPS = {
@@ -38,9 +40,9 @@ SETUPS = {
         Setup(name="six", concepts=6, orders=3),
         Setup(name="ten", concepts=10, orders=1),
         Setup(name="nine", concepts=9, orders=1),
-        Setup(name="fifty", concepts=50, orders=1, every=10),
+        Setup(name="fifty", concepts=50, orders=1, every=10, gamma=0.95),
         Setup(name="two-in-one-prompt", concepts=4, orders=2, pairs=True),
-        Setup(name="tuning", concepts=4, orders=2, part="tuning"),
+        Setup(name="tuning", concepts=4, orders=2, part="tuning", every=4),
     )
 }
 

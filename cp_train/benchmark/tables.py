@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cp_train.benchmark.results import Row, column
-from cp_train.evaluation.statistics import Interval, interval, paired
+from cp_train.evaluation.statistics import Interval, Run, over_runs, paired
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ MAIN = (
     Figure("dc_accuracy", "DC accuracy", "↑"),
     Figure("loss_rise", "loss rise", "↓"),
     Figure("base_drift", "base drift", "↓"),
+    Figure("base_similarity", "base similarity", "↑"),
 )
 COSTS = (
     Figure("seconds_per_task", "seconds a task", "↓"),
@@ -78,7 +79,7 @@ def means(rows: Sequence[Row], figures: Sequence[Figure]) -> str:
     lines = []
     for label in labels(rows):
         mine = [row for row in rows if row["method"] == label]
-        found = [shown(interval(list(_values(mine, label, f.name).values())), f.digits) for f in used]
+        found = [shown(over_runs(_values(mine, label, f.name)), f.digits) for f in used]
         lines.append([f"`{label}`", str(len(mine)), *found])
     return markdown(["method", "runs", *(figure.heading for figure in used)], lines)
 
@@ -101,7 +102,7 @@ def labels(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["method"] for row in rows))
 
 
-def _values(rows: Sequence[Row], label: str, name: str) -> dict[tuple[int, int], float]:
+def _values(rows: Sequence[Row], label: str, name: str) -> dict[Run, float]:
     return column(rows, name, lambda row: bool(row["method"] == label))
 
 

@@ -18,10 +18,10 @@ LEAST = 100
 
 
 def mmd(x_ND: Tensor, y_MD: Tensor) -> float:
-    """Squared maximum mean discrepancy, times 1000."""
+    """Squared maximum mean discrepancy, times 1000; not a number where the features are none."""
     x, y = x_ND.double(), y_MD.double()
     value = _kernel(x, x, 2).mean() + _kernel(y, y, 2).mean() - 2 * _kernel(x, y, 2).mean()
-    return 1000 * max(0.0, value.item())
+    return 0.0 if value <= 0 else 1000 * value.item()
 
 
 def kid(x_ND: Tensor, y_MD: Tensor) -> float | None:

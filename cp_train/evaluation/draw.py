@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cp_train.denoise import Precision
 from services.adapter import Adapter
 from services.base_model import BaseModel
 from services.conditioning import condition
@@ -22,14 +23,26 @@ def draw(base: BaseModel, adapter: Adapter, prompts: Sequence[str], seeds: Seque
     return draw_conditioned(base, condition(base, [*prompts, ""], adapter), seeds)
 
 
-def draw_conditioned(base: BaseModel, kv_PLK: Tensor, seeds: Sequence[int], *, steps: int | None = None) -> Tensor:
-    """The same of prompts whose keys and values are ready; the last of them is the empty one, and is not drawn."""
+def draw_conditioned(
+    base: BaseModel,
+    kv_PLK: Tensor,
+    seeds: Sequence[int],
+    *,
+    steps: int | None = None,
+    precision: Precision = "float32",
+) -> Tensor:
+    """The same of prompts whose keys and values are ready; the last of them is the empty one, and is not drawn.
+
+    `precision` "bfloat16" lets the U-Net multiply in bfloat16 (autocast).
+    """
     kv_PLK, prompts = kv_PLK.to(base.unet.dtype), len(kv_PLK) - 1
     noise = torch.stack([_noise(base, seed) for seed in seeds])
     latents = noise.repeat(prompts, 1, 1, 1)
     rows = kv_PLK[:-1].repeat_interleave(len(seeds), 0)
     pairs = zip(latents.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True)
-    drawn = [_denoise(base, chunk, kv_BLK, kv_PLK[-1:], steps or STEPS) for chunk, kv_BLK in pairs]
+    with torch.autocast(base.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        denoised = [_denoise(base, chunk, kv_BLK, kv_PLK[-1:], steps or STEPS) for chunk, kv_BLK in pairs]
+    drawn = [base.decode_latents(latents) for latents in denoised]
     pictures = torch.cat(drawn).cpu()
     return pictures.view(prompts, len(seeds), *pictures.shape[1:])
 
@@ -48,9 +61,9 @@ def _denoise(base: BaseModel, noise_BCHW: Tensor, kv_BLK: Tensor, uncond_1LK: Te
     both = torch.cat([uncond_1LK.expand_as(kv_BLK), kv_BLK])
     x = noise_BCHW.to(base.device, base.unet.dtype)
     for t in scheduler.timesteps:
-        uncond, cond = base.unet(torch.cat([x, x]), t, encoder_hidden_states=both).sample.chunk(2)
+        uncond, cond = base.unet(torch.cat([x, x]), t, encoder_hidden_states=both).sample.to(x.dtype).chunk(2)
         x = scheduler.step(uncond + GUIDANCE * (cond - uncond), t, x).prev_sample
-    return base.decode_latents(x)
+    return x
 
 
 def grid(pictures_PSHWC: Tensor) -> bytes:

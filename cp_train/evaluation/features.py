@@ -57,8 +57,15 @@ def open_features(reference: str, base: str) -> Features:
     if (folder / "judge.safetensors").is_file():
         return JudgeFeatures(Judge.load(folder))
     if reference == AUTO:
-        raise InputError("features: this base has no judge beside it; name a CLIP or DINO model.", param="features")
+        raise InputError(f"features: there is no judge in {str(folder)!r}; {_instead(base)}.", param="features")
     return TransformerFeatures.open(reference)
+
+
+def _instead(base: str) -> str:
+    clip = clip_folder(base)
+    if not (clip / "config.json").is_file():
+        return "name a CLIP or DINO model with --features"
+    return f"name another model with --features ({str(clip)!r} is the generator's own CLIP, which rewards colour)"
 
 
 def gate_features(reference: str, base: BaseModel) -> Features:
@@ -131,11 +138,12 @@ class TransformerFeatures:
         from transformers import AutoModel
 
         try:
-            model = AutoModel.from_pretrained(reference, use_safetensors=True).eval().requires_grad_(False)
+            loaded = AutoModel.from_pretrained(reference, use_safetensors=True, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"features: {reference!r} is no judge, CLIP or DINO that can be loaded.", param="features"
             ) from error
+        model = loaded.eval().requires_grad_(requires_grad=False)
         vision = getattr(model.config, "vision_config", model.config)
         return cls(reference, model, int(vision.image_size), *_normalisation(reference))
 
@@ -191,12 +199,21 @@ def open_agreement(features: Features, base: str, tokenizer: Any) -> Agreement |
 
     On the embedded base it is the generator's own CLIP, which rewards colour: a weak sign, kept for completeness.
     """
-    if isinstance(features, TransformerFeatures) and hasattr(features.model, "get_text_features"):
-        from transformers import AutoTokenizer
-
-        return Agreement(features, AutoTokenizer.from_pretrained(features.name))
     folder = clip_folder(base)
-    return Agreement(TransformerFeatures.open(str(folder)), tokenizer) if folder.is_dir() else None
+    if isinstance(features, TransformerFeatures) and hasattr(features.model, "get_text_features"):
+        ours = Path(features.name).resolve() == folder.resolve()
+        return Agreement(features, tokenizer if ours else _tokenizer_of(features.name))
+    return Agreement(TransformerFeatures.open(str(folder)), tokenizer) if (folder / "config.json").is_file() else None
+
+
+def _tokenizer_of(reference: str) -> Any:
+    """Of a CLIP. Raises `InputError` where it has none: transformers would make one up, without a vocabulary."""
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(reference)
+    if len(found) <= len(set(found.all_special_tokens)):
+        raise InputError(f"features: {reference!r} has no tokenizer beside it.", param="features")
+    return found
 
 
 def _pixels(pictures_NHWC: Tensor, size: int) -> Tensor:

@@ -2,17 +2,20 @@
 
     mean +- t_{0.975, n-1} s / sqrt(n)        s: standard deviation with n - 1
 
-Student's interval over runs. A run is one order of concepts with one seed; methods are compared on the differences of
-their runs of the same order and seed, in which what the concepts themselves bring cancels.
+Student's interval over the orders: runs of one order share their concepts, so they are no independent word on other
+concepts, and count once, by their mean over the seeds (where there is one order only, its seeds take their place).
+Seeds are nested in orders, for which this is the exact interval (the variance between orders holds that of the seeds).
+Methods are compared on the differences of their runs of the same order and seed, in which what the concepts themselves
+bring cancels.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 LEVEL = 0.95
-K = TypeVar("K", bound=Hashable)
+Run = tuple[int, int]
+"""Order and seed."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Mean and 95% interval of some runs' values; those that are not numbers are left out, None if none remains."""
+    """Mean and 95% interval of independent values; those that are not numbers are left out, None if none remains."""
     from scipy.stats import t
 
     known = [value for value in values if math.isfinite(value)]
@@ -53,6 +56,23 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean, float(t.ppf((1 + LEVEL) / 2, count - 1)) * spread / math.sqrt(count), count)
 
 
-def paired(ours: Mapping[K, float], theirs: Mapping[K, float]) -> Interval | None:
-    """Interval of ours - theirs over the runs (keys) that both have."""
-    return interval([ours[run] - theirs[run] for run in ours if run in theirs])
+def units(values: Mapping[Run, float]) -> list[float]:
+    """What an interval may treat as independent: the mean of each order's runs, or the runs of the only order."""
+    found: dict[int, list[float]] = {}
+    for (order, _), value in values.items():
+        if math.isfinite(value):
+            found.setdefault(order, []).append(value)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return [math.fsum(runs) / len(runs) for runs in found.values()]
+
+
+def over_runs(values: Mapping[Run, float]) -> Interval | None:
+    """Mean and interval of a figure of some runs; `runs` counts them all."""
+    found = interval(units(values))
+    return found and replace(found, runs=sum(map(math.isfinite, values.values())))
+
+
+def paired(ours: Mapping[Run, float], theirs: Mapping[Run, float]) -> Interval | None:
+    """The same of ours - theirs, of the runs that both have."""
+    return over_runs({run: ours[run] - theirs[run] for run in ours if run in theirs})

@@ -47,7 +47,8 @@ class Method:
 
     Attributes:
         name: its name on the command line.
-        weight: default lambda of its penalty; None if it has none that lambda scales.
+        default_weight: lambda of its penalty; None if it has none that lambda scales.
+        default_lr: learning rate of its weights where they are not a LoRA's; None: the loop's own.
         contrast: weight alpha of the diffusion-classifier terms in the Fisher information it stores, relative to the
             setting; 0 is the denoising loss alone.
         student: how the weights are parametrised.
@@ -62,6 +63,7 @@ class Method:
 
     name: ClassVar[str]
     default_weight: ClassVar[float | None] = None
+    default_lr: ClassVar[float | None] = None
     contrast: ClassVar[float] = 1.0
     student: ClassVar[type[Student]] = Student
     token_only: ClassVar[bool] = False

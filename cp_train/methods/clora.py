@@ -23,15 +23,15 @@ def dense(down_PRD: Tensor, up_KR: Tensor, widths: list[int]) -> Tensor:
 
 
 class StackedStudent(Student):
-    """The parent's factors, frozen, and beside them new ones of the first task's rank."""
+    """The parent's factors, frozen, and beside them new ones of the first task's rank; the first task's are fresh."""
 
     def _begin(self, parent: Adapter, seed: int) -> None:
         rank = parent.rank // max(1, len(parent.tokens))
         past = parent.rank if parent.tokens else 0
-        new = new_adapter(self.base.layout, rank=rank, seed=seed)
+        new = new_adapter(self.base.layout, rank=rank, seed=seed) if past else parent
         self.past_down_PRD, self.past_up_KR = parent.down_PRD[:, :past], parent.up_KR[:, :past]
-        self.down_PRD = nn.Parameter(new.down_PRD.to(parent.down_PRD))
-        self.up_KR = nn.Parameter(new.up_KR.to(parent.up_KR))
+        self.down_PRD = nn.Parameter(new.down_PRD.to(parent.down_PRD, copy=True))
+        self.up_KR = nn.Parameter(new.up_KR.to(parent.up_KR, copy=True))
         self.alpha = parent.scale * (past + rank)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -46,12 +46,14 @@ class CLoRA(Method):
     default_weight = 100.0
     student: ClassVar[type[Student]] = StackedStudent
     benchmark_only: ClassVar[str | None] = "its adapter grows with every concept (`clora_shared` does not)"
+    _past_KD: Tensor | None = None
 
     def penalty(self, student: Student) -> Tensor | None:
         """The overlap of the new delta with the past ones, or None in the first task."""
         if self.memory.first:
             return None
         widths = student.base.layout.widths
-        past_KD = dense(self.memory.parent.down_PRD, self.memory.parent.up_KR, widths).abs()
+        if self._past_KD is None:  # the same in every step of a task
+            self._past_KD = dense(self.memory.parent.down_PRD, self.memory.parent.up_KR, widths).abs()
         down_PRD, up_KR = student.weights
-        return self.weight * (past_KD * dense(down_PRD, up_KR, widths)).square().sum()
+        return self.weight * (self._past_KD * dense(down_PRD, up_KR, widths)).square().sum()

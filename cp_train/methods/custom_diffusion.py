@@ -29,6 +29,8 @@ from services.manifest import Concept
 
 RIDGE = 1e-4
 CAPTIONS = 500
+LR = 1e-4
+"""Ours: each step of Adam moves every element of dW by so much, where a LoRA's moves along a few directions."""
 WHY = "its deltas are not low-rank"
 
 
@@ -89,6 +91,7 @@ class CustomDiffusion(Method):
 
     name = "custom_diffusion"
     student = FullStudent
+    default_lr = LR
     benchmark_only = WHY
 
 

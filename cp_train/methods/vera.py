@@ -3,8 +3,9 @@
     dW = diag(b) B diag(d) A
 
 A [R, D] and B [width, R]: random, frozen, the same for every layer of a shape; only b [width] and d [R] of each layer
-are trained. They start at 0 and 0.1, as in peft. As LoRA factors: A' = diag(d) A, B' = diag(b) B; a version is stored
-and served as these, and b and d are read off them again. EWC penalizes b and d.
+are trained. A and B are Kaiming-uniform, +-sqrt(6 / columns), b starts at 0 and d at 0.1, all as in peft. As LoRA
+factors: A' = diag(d) A, B' = diag(b) B; a version is stored and served as these, and b and d are read off them again.
+EWC penalizes b and d.
 """
 
 import math
@@ -21,16 +22,18 @@ from services.adapter import Adapter, Layout
 START = 0.1
 """Of every d."""
 SEED = 0
+LR = 1e-2
+"""Ours: vectors that scale frozen matrices need larger steps than the matrices of a LoRA."""
 WHY = "a lineage's Fisher information and rank are LoRA's"
 
 
 def frozen_factors(layout: Layout, rank: int) -> tuple[Tensor, Tensor]:
-    """A [R, D], and B of every layer, packed [K, R]; uniform as in peft, one draw for each shape."""
+    """A [R, D], and B of every layer, packed [K, R]; one draw for each shape."""
     generator = torch.Generator().manual_seed(SEED)
 
     def draw(rows: int, columns: int) -> Tensor:
         uniform = torch.rand(rows, columns, generator=generator) * 2 - 1
-        return uniform / math.sqrt(columns)
+        return uniform * math.sqrt(6 / columns)
 
     down_RD = draw(rank, layout.text_width)
     ups = {width: draw(width, rank) for width in sorted(set(layout.widths))}
@@ -64,6 +67,7 @@ class FinetuneVera(Finetune):
 
     name = "finetune_vera"
     student = VeraStudent
+    default_lr = LR
     benchmark_only = WHY
 
 
@@ -72,6 +76,7 @@ class EWCVera(EWC):
 
     name = "ewc_vera"
     student = VeraStudent
+    default_lr = LR
     benchmark_only = WHY
 
 
@@ -80,4 +85,5 @@ class EWCDCVera(EWCDC):
 
     name = "ewc_dc_vera"
     student = VeraStudent
+    default_lr = LR
     benchmark_only = WHY

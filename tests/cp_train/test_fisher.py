@@ -14,6 +14,7 @@ from cp_train.fisher import (
     normalised,
     objective,
     sample_gradients,
+    stratified_trials,
 )
 from services import scores
 from services.adapter import TrainingState
@@ -164,9 +165,7 @@ def test_the_fisher_is_the_mean_square_of_the_sample_gradients_scaled_to_mean_on
 
     generator, scale = torch.Generator().manual_seed(9), scores.ErrorScale()
     squares = [torch.zeros_like(parameter) for parameter in student.weights]
-    for _ in range(2):
-        picked = torch.randint(4, (2,), generator=generator)
-        trial = scores.draw_trial(tiny_base, latents[picked], generator)
+    for trial in stratified_trials(tiny_base, latents, config, generator):
         kv = student(student.encode(student.tokenize(PROMPTS)).detach())
         errors_SP = scores.errors(tiny_base, trial, kv.expand(2, *kv.shape))
         scale.update(trial.t_S, errors_SP)
@@ -180,6 +179,38 @@ def test_the_fisher_is_the_mean_square_of_the_sample_gradients_scaled_to_mean_on
     assert torch.cat([found.down_PRD.flatten(), found.up_KR.flatten()]).mean().item() == pytest.approx(1, rel=1e-4)
     assert found.down_PRD.dtype == found.up_KR.dtype == torch.float32
     assert (found.down_PRD >= 0).all()
+
+
+@pytest.mark.parametrize(("batches", "size", "trials"), [(10, 1, 1), (5, 2, 2), (5, 5, 1)])
+def test_a_pass_looks_at_every_image_and_every_stretch_of_the_schedule(
+    velocity_base: BaseModel, batches: int, size: int, trials: int
+) -> None:
+    latents = random_latents(velocity_base, 5)
+    config = FisherConfig(batches=batches, batch_size=size, trials=trials)
+    seen: list[int] = []
+    for seed in range(3):
+        found = list(stratified_trials(velocity_base, latents, config, torch.Generator().manual_seed(seed)))
+        assert [len(trial.t_S) for trial in found] == [size * trials] * batches
+        rows = batches * size * trials
+        t = torch.cat([trial.t_S for trial in found])
+        assert sorted((t * rows // 1000).tolist()) == list(range(rows))
+        seen += t.tolist()
+        bar = velocity_base.alphas_cumprod[t].view(-1, 1, 1, 1)
+        noisy, target = (torch.cat([getattr(trial, name) for trial in found]) for name in ("noisy_SCHW", "target_SCHW"))
+        shown = bar.sqrt() * noisy - (1 - bar).sqrt() * target  # x_0 of a velocity
+        image = (shown.unsqueeze(1) - latents).flatten(2).norm(dim=2).argmin(1)
+        assert all(len(set(group)) == 1 for group in image.view(-1, trials).tolist())
+        counts = torch.bincount(image[::trials], minlength=5)
+        assert counts.max() - counts.min() <= 1
+    assert len(set(seen)) > len(seen) / 2, "drawn anew for every seed"
+
+
+def test_a_pass_of_many_rows_stays_within_the_schedule(tiny_base: BaseModel) -> None:
+    config = FisherConfig(batches=1, batch_size=1500)
+    (trial,) = stratified_trials(tiny_base, random_latents(tiny_base, 1), config, torch.Generator().manual_seed(0))
+    shares = torch.bincount(trial.t_S, minlength=1000)
+    assert shares.sum() == 1500
+    assert set(shares.tolist()) <= {1, 2}
 
 
 def test_a_fisher_pass_reads_the_student_and_changes_nothing(tiny_base: BaseModel) -> None:

@@ -32,7 +32,7 @@ def brief(tiny_folders: Mapping[str, Path], judge_folder: Path) -> Settings:
         rank=2,
         fisher_batches=2,
         limit=2,
-        chosen={"dsc": {"dsc.steps": 2}, "dsc_ewc": {"dsc.steps": 2}, "dsc_ewc_dc": {"dsc.steps": 2}},
+        dsc_steps=2,
         examination=BRIEF,
         device="cpu",
         threads=1,

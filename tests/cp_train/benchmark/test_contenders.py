@@ -1,5 +1,7 @@
 """How contenders are written, and the settings they end up with."""
 
+from typing import Any
+
 import pytest
 
 from cp_train.benchmark.contenders import Contender, parse, spell
@@ -30,6 +32,19 @@ def test_settings_of_its_own_beat_chosen_ones_which_beat_common_ones() -> None:
     assert (config.weight, config.fisher.beta, config.fisher.tau) == (2, 0.25, 0.5)
 
 
+def test_what_is_no_lora_has_a_learning_rate_of_its_own() -> None:
+    rates = {c.method: Settings().learning(c, 0).loop.lr for c in parse(["finetune", "custom_diffusion", "ewc_vera"])}
+    assert rates == {"finetune": 1e-3, "custom_diffusion": 1e-4, "ewc_vera": 1e-2}
+
+
+def test_a_budget_reaches_every_method_alike() -> None:
+    settings = Settings(steps=7, dsc_steps=3, fisher_batches=11, precision="bfloat16")
+    for contender in parse(["all"]):
+        config = settings.learning(contender, 5, gamma=0.95)
+        assert (config.loop.steps, config.loop.seed, config.loop.precision) == (7, 5, "bfloat16")
+        assert (config.dsc.steps, config.fisher.batches, config.fisher.gamma) == (3, 11, 0.95)
+
+
 def test_a_label_says_what_it_was_made_from() -> None:
     overrides = {"weight": 0.1, "loop.precision": "bfloat16"}
     (contender,) = parse([spell("ewc", overrides)])
@@ -52,7 +67,9 @@ def test_what_cannot_be_is_refused_in_words(spec: str, said: str) -> None:
         Settings().learning(parse([spec])[0], seed=0)
 
 
-@pytest.mark.parametrize("wrong", [{"pictures": 6}, {"pictures": 4, "glimpses": 3}, {"steps": 0}])
-def test_an_examination_that_does_not_add_up_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="pictures"):
+@pytest.mark.parametrize(
+    "wrong", [{"pictures": 6}, {"pictures": 4, "glimpses": 3}, {"steps": 0}, {"precision": "float8"}]
+)
+def test_an_examination_that_does_not_add_up_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"pictures|precision"):
         Examination(**wrong)

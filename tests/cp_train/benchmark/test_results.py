@@ -77,9 +77,14 @@ def test_the_figures_of_a_run_by_hand() -> None:
     assert row["KID"] is None
 
 
-def test_kid_pools_the_runs() -> None:
-    assert results.pooled_kid([result()] * 49) is None
-    pooled = results.pooled_kid([result()] * 50)
+def test_kid_pools_the_runs_and_counts_each_concepts_references_once() -> None:
+    runs = []
+    for order in range(50):
+        run = result(order=order)
+        runs += [Result(run.cell, {**run.told, "concepts": [f"a{order}", f"b{order}"]}, run.records)]
+    assert results.pooled_kid(runs[:49]) is None
+    assert results.pooled_kid(runs[:49] * 2) is None, "98 references, whatever the runs"
+    pooled = results.pooled_kid(runs)
     # 50 E1 and 50 E2 against 50 E1 and 100 E2; k is 8 of the same direction, else 1
     own = (49 * 8 + 50) / 99
     other = (50 * 49 * 8 + 100 * 99 * 8 + 2 * 50 * 100) / (150 * 149)
@@ -117,6 +122,8 @@ def test_means_and_differences_of_runs_of_the_same_order_and_seed() -> None:
     ]
     assert "| `finetune` | 3 | 20 ± 25 |" in means(rows, MAIN)
     assert "| `kv` | 3 | **-1 ± 0** |" in differences(rows, MAIN, "finetune")
+    again = [*rows, *({**row, "seed": 1} for row in rows)]
+    assert "| `finetune` | 6 | 20 ± 25 |" in means(again, MAIN), "a second seed is no other concept"
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,31 @@ def test_runs_come_seed_and_order_first(tmp_path: Path, subjects: list[Subject],
     assert planned[0].subjects == planned[1].subjects == planned[4].subjects != planned[2].subjects
 
 
+def test_contenders_share_their_draws_and_orders_and_seeds_do_not(
+    tmp_path: Path, subjects: list[Subject], brief: Settings
+) -> None:
+    planned = runner.plan(tmp_path, SIX, parse(["ewc", "kv"]), subjects, brief, orders=3, seeds=3)
+    seeds = {(run.cell.paired, n): runner.task_seed(run.cell, n) for run in planned for n in range(1, 51)}
+    assert len(set(seeds.values())) == len(seeds) == 9 * 50
+    assert runner.run_seed(planned[0].cell) == runner.run_seed(planned[1].cell)
+
+
+def test_the_first_task_is_the_same_for_all_that_protect_nothing_yet(
+    tmp_path: Path, subjects: list[Subject], brief: Settings
+) -> None:
+    methods = ("finetune", "clora", "ewc_dc", "dsc")
+    runner.make(runs(tmp_path, subjects, replace(brief, limit=1), *methods), jobs=1)
+    losses = {run.cell.label: run.records[1].figures["training_losses"] for run in results.load(tmp_path)}
+    assert losses.keys() == set(methods)
+    assert len({tuple(each) for each in losses.values()}) == 1
+
+
+def test_fifty_tasks_forget_some_of_what_mattered(tmp_path: Path, subjects: list[Subject], brief: Settings) -> None:
+    (run,) = runner.plan(tmp_path, SETUPS["fifty"], parse(["ewc_dc"]), subjects, brief, orders=1, seeds=1)
+    assert runner.make([run], jobs=1) == []
+    assert run.cell.told()["learning"]["fisher.gamma"] == 0.95
+
+
 class KilledError(Exception):
     """Stands for the end of the process."""
 

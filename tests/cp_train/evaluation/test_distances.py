@@ -21,6 +21,10 @@ def test_mmd_of_a_set_with_itself_is_zero() -> None:
     assert mmd(X, X) == 0
 
 
+def test_of_features_that_are_no_numbers_it_is_none_not_the_best() -> None:
+    assert math.isnan(mmd(X, X * math.nan))
+
+
 def test_mmd_between_opposite_points() -> None:
     # 4 + 4 - 2 * 0
     assert mmd(torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])) == pytest.approx(8000)

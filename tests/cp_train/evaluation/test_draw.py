@@ -10,6 +10,7 @@ from PIL import Image
 from cp_train.evaluation import draw
 from services.adapter import Adapter
 from services.base_model import BaseModel
+from services.conditioning import condition
 from tests.bases import reference, some_adapter
 
 PROMPTS = ["a photo of a <mug>", "a <mug> and a fox"]
@@ -43,6 +44,17 @@ def test_pictures_do_not_depend_on_how_many_are_drawn_at_once(
     monkeypatch.setattr(draw, "ROWS_AT_ONCE", 3)
     apart = draw.draw(tiny_base, adapter, PROMPTS, SEEDS)
     assert (whole.int() - apart.int()).abs().max() <= 1
+
+
+def test_in_bfloat16_pictures_are_nearly_the_same_and_again_the_same(any_base: BaseModel, adapter: Adapter) -> None:
+    kv = condition(any_base, [*PROMPTS, ""], adapter)
+    exact, brief, again = (
+        draw.draw_conditioned(any_base, kv, SEEDS, steps=3, precision=precision)
+        for precision in ("float32", "bfloat16", "bfloat16")
+    )
+    assert torch.equal(brief, again)
+    assert not torch.equal(brief, exact)
+    assert (brief.float() - exact.float()).abs().mean() < 0.02 * 255
 
 
 def test_the_grid_has_a_row_for_each_prompt_and_a_column_for_each_seed() -> None:

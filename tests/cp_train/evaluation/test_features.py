@@ -79,8 +79,32 @@ def test_agreement_is_the_cosine_of_picture_and_prompt(models: Mapping[str, Path
     assert all(-1 <= cosine <= 1 for cosine in apart)
 
 
+def test_the_clip_beside_a_base_reads_by_the_bases_tokenizer(
+    models: Mapping[str, Path], tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    import shutil
+
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "clip").mkdir(exist_ok=True)
+        shutil.copy(models["clip"] / name, tmp_path / "clip" / name)
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}", "utf-8")
+    base = str(tmp_path / "pipeline")
+    expected = open_agreement(open_features(str(models["clip"]), base), base, None)
+    bare = open_features(str(tmp_path / "clip"), base)
+    beside = open_agreement(bare, base, tiny_base.tokenizer)
+    implied = open_agreement(open_features(str(models["judge"]), base), base, tiny_base.tokenizer)
+    assert expected is not None
+    for found in (beside, implied):
+        assert found is not None
+        prompts = ["a cat", "a red dog"]
+        assert found(pictures(2), prompts) == pytest.approx(expected(pictures(2), prompts), abs=1e-6)
+    with pytest.raises(InputError, match="has no tokenizer beside it"):
+        open_agreement(bare, "embedded", tiny_base.tokenizer)
+
+
 def test_a_base_without_a_judge_needs_features_by_name(tiny_folders: Mapping[str, Path]) -> None:
-    with pytest.raises(InputError, match="no judge beside it"):
+    with pytest.raises(InputError, match=r"there is no judge in .*; name a CLIP or DINO model"):
         open_features(AUTO, str(tiny_folders["epsilon"]))
 
 

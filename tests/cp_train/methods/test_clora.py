@@ -66,6 +66,22 @@ def test_a_new_lora_beside_the_old_one_changes_nothing_at_first_and_adds_to_it(a
 def test_the_first_lora_of_a_stack_has_the_rank_asked_for(tiny_base: BaseModel) -> None:
     student = StackedStudent(tiny_base, new_adapter(tiny_base.layout, rank=3), Concept(name="a", noun="mug"), seed=0)
     assert student.adapter().rank == 3
+    plain = Student(tiny_base, new_adapter(tiny_base.layout, rank=3), Concept(name="a", noun="mug"), seed=0)
+    assert all(map(torch.equal, student.weights, plain.weights)), "the first task is that of every method"
+
+
+def test_the_past_is_multiplied_out_once_a_task() -> None:
+    parent = Adapter(torch.ones(1, 1, 2), torch.ones(2, 1), 1.0, TOKEN)
+    student: Any = SimpleNamespace(
+        weights=(torch.ones(1, 1, 2), torch.ones(2, 1)), base=SimpleNamespace(layout=SimpleNamespace(widths=[2]))
+    )
+    method = CLoRA(Memory(parent, None), weight=1.0)
+    first = method.penalty(student)
+    past = method._past_KD
+    student.weights = (torch.zeros(1, 1, 2), torch.ones(2, 1))
+    assert method.penalty(student) == 0
+    assert first == 4
+    assert method._past_KD is past
 
 
 def norm(student: Student) -> float:

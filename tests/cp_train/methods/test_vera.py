@@ -1,6 +1,9 @@
 """VeRA: the same random factors everywhere, and weights that survive the way through an adapter."""
 
+import math
+
 import torch
+from peft.tuners.vera.model import _kaiming_init
 
 from cp_train.methods.base import Memory
 from cp_train.methods.ewc_dc import EWCDC
@@ -21,8 +24,16 @@ def test_layers_of_a_shape_share_their_frozen_factors(any_base: BaseModel) -> No
     of_width: dict[int, torch.Tensor] = {}
     for width, up in zip(layout.widths, up_KR.split(layout.widths), strict=True):
         assert torch.equal(up, of_width.setdefault(width, up))
-    assert down_RD.abs().max() <= layout.text_width**-0.5
+    assert 0.5 < down_RD.abs().max() / math.sqrt(6 / layout.text_width) <= 1
+    assert 0.5 < up_KR.abs().max() / math.sqrt(6 / 5) <= 1
     assert torch.equal(frozen_factors(layout, 5)[1], up_KR)
+
+
+def test_the_frozen_factors_are_spread_as_pefts(any_base: BaseModel) -> None:
+    down_RD, up_KR = frozen_factors(any_base.layout, 64)
+    for ours in (down_RD, up_KR):
+        theirs = _kaiming_init(tuple(ours.shape), torch.Generator().manual_seed(0))
+        assert 0.95 < ours.std() / theirs.std() < 1.05
 
 
 def test_a_fresh_one_changes_nothing_and_trains_two_vectors_a_layer(tiny_base: BaseModel) -> None:

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from fastapi import Request
@@ -11,13 +12,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from cp_serve.schemas import ErrorBody, ErrorResponse
-from services.errors import PalimpsestError
+from services.errors import PalimpsestError, unexpected
 
 log = logging.getLogger("palimpsest.http")
 
 MAX_BODY_BYTES = 64 * 2**10
 """Of a body that is not an upload."""
-STATUSES = (400, 401, 404, 405, 408, 409, 413, 415, 422, 500, 503, 504)
+STATUSES = (400, 401, 404, 405, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in STATUSES}
 _BAD_REQUEST, _NOT_JSON, _INVALID, _GONE = 400, 415, 422, 499
 _TRY_AGAIN = {429, 503}
@@ -37,10 +38,8 @@ _RETRY_SECONDS = 5
 
 def body_of(error: Exception) -> ErrorBody:
     """What an answer, or an event of a stream, says of an error; of an unexpected one nothing."""
-    if isinstance(error, PalimpsestError):
-        return ErrorBody(message=error.message, type=error.type, code=error.code, param=error.param)
-    message = "Something went wrong on our side; the server's log has more, under this request's X-Request-Id."
-    return ErrorBody(message=message, type="server_error", code="internal_error", param=None)
+    said = error if isinstance(error, PalimpsestError) else unexpected()
+    return ErrorBody(message=said.message, type=said.type, code=said.code, param=said.param)
 
 
 def answer(status: int, body: ErrorBody, headers: _Headers = None) -> JSONResponse:
@@ -70,7 +69,7 @@ async def known(_: Request, error: Exception) -> JSONResponse:
     """One of our own errors."""
     assert isinstance(error, PalimpsestError)
     after = error.retry_after or (_RETRY_SECONDS if error.status in _TRY_AGAIN else None)
-    headers = None if after is None else {"Retry-After": str(max(1, round(after)))}
+    headers = None if after is None else {"Retry-After": str(max(1, ceil(after)))}
     return answer(error.status, body_of(error), headers)
 
 

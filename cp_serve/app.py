@@ -19,6 +19,9 @@ from services.telemetry import configure_logging, configure_traces
 NAME = "palimpsest"
 _DRAIN_SECONDS = 10.0
 """Beyond the deadline of the last request that a replica took."""
+_LOOK_SECONDS, _UPSCALE_SECONDS = 15.0, 5.0
+"""Over what the load is averaged, and how long it must be too much. Serve's own 30 seconds each would fill the queue
+before a new replica is even begun."""
 
 
 @serve.ingress()
@@ -74,6 +77,8 @@ def scaling(settings: Settings) -> dict[str, Any]:
         min_replicas=settings.replicas,
         max_replicas=settings.max_replicas,
         target_ongoing_requests=settings.max_batch,
+        look_back_period_s=_LOOK_SECONDS,
+        upscale_delay_s=_UPSCALE_SECONDS,
         downscale_delay_s=settings.downscale_seconds,
     )
     return {"autoscaling_config": config}

@@ -63,7 +63,7 @@ class Bank:
         self._lock = threading.Lock()  # guards everything below; never held while fetching
         self._slots: dict[_Key, Slot] = {}  # least recently used first
         self._live: dict[str, int] = {}
-        self._held: Counter[_Key] = Counter()
+        self._held: Counter[Slot] = Counter()
         self._turns: dict[_Key, threading.Lock] = {}
         self._failed: dict[_Key, tuple[float, PalimpsestError]] = {}
         self._created: dict[str, int] = {}
@@ -74,6 +74,11 @@ class Bank:
         """The version that the lineage's live pointer is at, if it is in memory."""
         with self._lock:
             return self._use((lineage, self._live.get(lineage, 0)))
+
+    def here(self, lineage: str, number: int) -> Slot | None:
+        """A version, if it is in memory. Asks nobody, so that it never waits for an outage."""
+        with self._lock:
+            return self._use((lineage, number))
 
     def pointers(self) -> dict[str, int]:
         """Lineage -> number of its live version here."""
@@ -107,23 +112,29 @@ class Bank:
 
     @contextmanager
     def hold(self, slot: Slot) -> Iterator[Slot]:
-        """Keep a slot in memory for as long as a request needs it."""
-        key = (slot.lineage, slot.number)
+        """Keep a slot in memory for as long as a request needs it.
+
+        One that has left the bank meanwhile is not put back: its lineage may have been deleted and made again, and
+        then its place is another version's. Whoever holds it draws with it all the same.
+        """
         with self._lock:
-            self._held[key] += 1
-            self._keep_in(key, slot)
+            self._held[slot] += 1
         try:
             yield slot
         finally:
             with self._lock:
-                self._held[key] -= 1
-                if not self._held[key]:
-                    del self._held[key]
+                self._held[slot] -= 1
+                if not self._held[slot]:
+                    del self._held[slot]
                     self._evict()
 
     def go_live(self, lineage: str, number: int) -> None:
         """Point the lineage at a version, once it is here and sound. Raises as `get` does, and then changes nothing."""
         self.get(lineage, number, anew=True)
+        self.point(lineage, number)
+
+    def point(self, lineage: str, number: int) -> None:
+        """Point the lineage at a version that `get` has just returned."""
         with self._lock:
             self._live[lineage] = number
             self._swapped = time.monotonic()
@@ -159,6 +170,8 @@ class Bank:
             self._metrics.swap_age.set(time.monotonic() - self._swapped)
 
     def _fetch(self, key: _Key) -> Slot:
+        with self._lock:
+            created = self._created.get(key[0])
         try:
             manifest, adapter = self._registry.fetch(*key, layout=self._base.layout, base=self._base.ref)
         except (NotFoundError, RefusedError) as error:
@@ -167,8 +180,11 @@ class Bank:
         slot = Slot(*key, manifest, adapter.to(self._base.device))
         with self._lock:
             self._failed.pop(key, None)
-            self._keep_in(key, slot)
-            self._evict(spared=key)
+            if there := self._use(key):
+                return there
+            if self._created.get(key[0]) == created:  # else the name was made anew while this was read
+                self._keep_in(key, slot)
+                self._evict(spared=slot)
         return slot
 
     def _refuse(self, key: _Key, error: PalimpsestError) -> None:
@@ -186,18 +202,17 @@ class Bank:
         return slot
 
     def _keep_in(self, key: _Key, slot: Slot) -> None:
-        if key not in self._slots:
-            self._slots[key] = slot
-            self._bytes += slot.adapter.bytes()
+        self._slots[key] = slot
+        self._bytes += slot.adapter.bytes()
 
     def _drop(self, key: _Key) -> None:
         self._bytes -= self._slots.pop(key).adapter.bytes()
 
-    def _evict(self, spared: _Key | None = None) -> None:
+    def _evict(self, spared: Slot | None = None) -> None:
         """Let slots go until the rest fits."""
         if self._bytes <= self._max_bytes:
             return
-        free = [key for key in self._slots if key not in self._held and key != spared]
+        free = [key for key, slot in self._slots.items() if slot not in self._held and slot is not spared]
         for key in sorted(free, key=lambda key: self._live.get(key[0]) == key[1]):
             if self._bytes <= self._max_bytes:
                 return

@@ -19,8 +19,8 @@ from torch import Tensor
 from cp_serve.samplers import Table
 from services.base_model import BaseModel
 
-Unet = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""x_RCHW, t_R, kv_RLK -> what the U-Net predicts."""
+Unet = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""x_RCHW, t_R, kv_RLK, G -> what the U-Net predicts. Row r < G has latent and timestep of row 2 G - 1 - r."""
 
 
 @dataclass(eq=False)
@@ -150,7 +150,8 @@ class Batch:
         first = min(first, len(self._kv_RLK) - rows)
         drawing_R = self._drawing_of_row_R[first : first + rows].clamp_max(len(self.drawings) - 1)
         x_RCHW = self._x_NCHW.index_select(0, drawing_R).to(self._dtype)
-        predicted = self._unet(x_RCHW, t_N.index_select(0, drawing_R), self._kv_RLK[first : first + rows])
+        twins = 0 if self._buckets else self._guided  # rows beyond those in use may come before them
+        predicted = self._unet(x_RCHW, t_N.index_select(0, drawing_R), self._kv_RLK[first : first + rows], twins)
         return predicted.float(), self._middle - first
 
     def _bucket(self, rows: int) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +11,24 @@ from typing import TypeVar
 from cp_serve.bank import Bank, Slot
 from cp_serve.metrics import Metrics
 from cp_serve.rollout import Rollout
-from services.canary import CANARY
-from services.errors import BusyError, DeadlineError, NotFoundError, PalimpsestError, UnavailableError
-from services.lineage import LIVE, Registry
+from services.canary import CANARY, Targets
+from services.errors import (
+    BusyError,
+    DeadlineError,
+    NotFoundError,
+    PalimpsestError,
+    QuotaError,
+    UnavailableError,
+)
+from services.lineage import CANDIDATE, LIVE, Registry
 
 log = logging.getLogger("palimpsest.choice")
 
 BASE = "base"
 PINNED = "pinned"
-_NOT_ITS_FAULT = (BusyError, DeadlineError, UnavailableError)
+_FETCHERS = 8
+"""Versions that are read at once."""
+_NOT_ITS_FAULT = (BusyError, QuotaError, DeadlineError, UnavailableError)
 """Errors that say nothing of a version."""
 _T = TypeVar("_T")
 
@@ -43,11 +52,30 @@ class Choice:
 
 
 class Chooser:
-    """Chooses for one replica; its methods belong to one event loop."""
+    """Chooses for one replica; its methods belong to one event loop.
 
-    def __init__(self, registry: Registry, bank: Bank, rollout: Rollout, metrics: Metrics) -> None:
+    Args:
+        registry: the truth.
+        bank: what is in memory.
+        rollout: the canaries.
+        metrics: where to count.
+        seen: what the registry said when it was last read, for when it does not answer.
+        returned: called when a canary has failed: the registry is to be told.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        bank: Bank,
+        rollout: Rollout,
+        metrics: Metrics,
+        *,
+        seen: Callable[[], Mapping[str, Targets]] = dict,
+        returned: Callable[[], None] = lambda: None,
+    ) -> None:
         self._registry, self._bank, self._rollout, self._metrics = registry, bank, rollout, metrics
-        self._fetching = ThreadPoolExecutor(4, thread_name_prefix="fetch")
+        self._seen, self._returned = seen, returned
+        self._fetching = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
 
     async def choose(self, lineage: str, version: str) -> Choice:
         """The version that a request names now; `live` is a canary's for its share of the requests.
@@ -68,7 +96,12 @@ class Chooser:
         return Choice(lineage, self._bank.live(lineage) or await self.fetch(lineage, LIVE), LIVE)
 
     async def fetch(self, lineage: str, version: str, *, anew: bool = False) -> Slot:
-        """A version by number or alias, into memory unless it is there. Raises as `choose` does."""
+        """A version by number or alias, into memory unless it is there. Raises as `choose` does.
+
+        One that is there is had at once, even if all threads wait for a registry that does not answer.
+        """
+        if version.isdigit() and (slot := self._bank.here(lineage, int(version))):
+            return slot
         return await run_in(self._fetching, lambda: self._fetch(lineage, version, anew=anew))
 
     @contextmanager
@@ -106,7 +139,13 @@ class Chooser:
             raise NotFoundError(f"Lineage `{lineage}` has no canary.", param="version")
         if version == LIVE and (number := self._bank.pointers().get(lineage)):
             return number
-        return self._registry.resolve(lineage, version)
+        try:
+            return self._registry.resolve(lineage, version)
+        except UnavailableError:
+            last = self._seen().get(lineage)
+            if version != CANDIDATE or last is None or last.candidate is None:
+                raise
+            return last.candidate
 
     async def _canary(self, lineage: str, number: int) -> Slot | None:
         """The canary's version; if it cannot be had, `live` stands in for it."""
@@ -121,11 +160,4 @@ class Chooser:
         if number is not None:
             log.error("%s@%d fails more often than the live version and is no canary any more", lineage, number)
             self._metrics.canary_returns.inc()
-            self._fetching.submit(self._end, lineage, number)
-
-    def _end(self, lineage: str, number: int) -> None:
-        """Say so in the registry; while that cannot be reached, this replica alone remembers."""
-        try:
-            self._registry.end_canary(lineage, number)
-        except PalimpsestError as error:
-            log.warning("the canary of %s could not be ended in the registry: %s", lineage, error.message)
+            self._returned()

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cp_serve.bank import Slot
+from cp_serve.line import Check
 from cp_serve.prompts import Prompts
 from cp_serve.requests import Picture
 from services.base_model import BaseModel
@@ -25,9 +26,9 @@ _SEED = 0
 
 
 def classify_picture(
-    base: BaseModel, prompts: Prompts, slot: Slot, picture: Picture, *, trials: int
+    base: BaseModel, prompts: Prompts, slot: Slot, picture: Picture, *, trials: int, check: Check = lambda: None
 ) -> dict[str, float]:
-    """Probability of each concept of a version, in the order learned, and of none.
+    """Probability of each concept of a version, in the order learned, and of none; `check` may end it early.
 
     Raises:
         InputError: the version has no concept.
@@ -39,7 +40,8 @@ def classify_picture(
     nouns = dict.fromkeys([*(concept.noun for concept in concepts if concept.noun), _NO_NOUN])
     words = [*(f"<{name}>" for name in names), *nouns]
     kv_PLK = torch.cat([prompts(_TEMPLATE.format(word), slot) for word in words])
-    found = classify(base, _latent(base, picture), kv_PLK, trials=trials, tau=_TAU, seed=_SEED).tolist()
+    scores = classify(base, _latent(base, picture), kv_PLK, trials=trials, tau=_TAU, seed=_SEED, check=check)
+    found = scores.tolist()
     return {**dict(zip(names, found, strict=False)), NONE: sum(found[len(names) :])}
 
 

@@ -4,7 +4,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,7 @@ class Decoder:
     def __init__(self, base: BaseModel, metrics: Metrics) -> None:
         self._base, self._metrics = base, metrics
         self._chunk = max(1, _PIXELS // base.image_size**2)
+        self._stream = torch.cuda.Stream(base.device) if base.device.type == "cuda" else None
         self._changed = threading.Condition()  # guards the next two
         self._jobs: deque[Job] = deque()
         self._stopped = False
@@ -119,8 +121,19 @@ class Decoder:
             self._decode([job])
 
     def _pictures(self, jobs: list[Job]) -> Tensor:
-        latents = torch.stack([job.latent_CHW for job in jobs]).to(self._base.vae.dtype)
-        return self._base.decode_latents(latents).cpu()
+        with self._beside():
+            latents = torch.stack([job.latent_CHW for job in jobs]).to(self._base.vae.dtype)
+            return self._base.decode_latents(latents).cpu()
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """On CUDA a stream of its own: on the denoiser's, the next step would wait behind this."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.default_stream(self._base.device))  # which made the latents
+        with torch.cuda.stream(self._stream):
+            yield
 
 
 def _hand_over(job: Job, picture: Tensor) -> None:

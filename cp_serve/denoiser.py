@@ -1,10 +1,12 @@
 """The Serve deployment that holds the base: conditions, denoises, decodes, classifies, and follows the registry."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from cp_serve.choice import BASE, Choice, Chooser, run_in
 from cp_serve.classifier import classify_picture
 from cp_serve.engine import Engine, Places
 from cp_serve.follower import Follower
+from cp_serve.line import Line
 from cp_serve.metrics import Metrics
 from cp_serve.progress import Watch
 from cp_serve.prompts import Prompts
@@ -23,22 +26,27 @@ from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, P
 from cp_serve.samplers import sampler_table
 from cp_serve.unet import buckets_of, prepare_unet
 from services.base_model import BaseModel, load_base, use_threads
-from services.errors import DeadlineError, InputError, PalimpsestError
+from services.errors import DeadlineError, InputError, PalimpsestError, unexpected
 from services.lineage import Registry
 from services.objects import open_store
 from services.settings import Settings
-from services.telemetry import configure_logging
+from services.telemetry import configure_logging, configure_traces, continuing, span, where
 
 __all__ = ["BASE", "Classified", "ClassifyRequest", "Denoiser", "DrawRequest", "Drawn", "Progress"]
 
+log = logging.getLogger("palimpsest.denoiser")
+
 _T = TypeVar("_T")
+_CLASSIFYING = 8
+"""Pictures that may be in line to be classified."""
 
 
 class Denoiser:
     """One replica. Its constructor returns once every live version is loaded and the batch has run."""
 
     def __init__(self, settings: Settings) -> None:
-        configure_logging()
+        configure_logging(settings.log_format)
+        configure_traces(settings.traces, "palimpsest-denoiser")
         use_threads(settings.threads)
         self.settings, self.measured = settings, Metrics()
         self.base = load_base(settings.base, device=settings.device)
@@ -46,10 +54,14 @@ class Denoiser:
         self.bank = Bank(self.registry, self.base, max_bytes=settings.bank_bytes, metrics=self.measured)
         self.engine = _engine(self.base, settings, self.measured)
         self.follower = Follower(self.registry, self.bank, seconds=settings.follow_seconds, metrics=self.measured)
-        self._chooser = Chooser(self.registry, self.bank, self.follower.rollout, self.measured)
+        self._chooser = Chooser(
+            *(self.registry, self.bank, self.follower.rollout, self.measured),
+            seen=lambda: self.follower.seen,
+            returned=self.follower.hint,
+        )
         self._prompts = Prompts(self.base, max_bytes=settings.prompt_bytes, metrics=self.measured)
         self._conditioning = ThreadPoolExecutor(1, thread_name_prefix="condition")
-        self._classifying = ThreadPoolExecutor(1, thread_name_prefix="classify")
+        self._classifying = Line("classify", _CLASSIFYING)
         self.follower.start()
         self.engine.warm_up()
         self.follower.synced.wait()
@@ -121,7 +133,7 @@ class Denoiser:
         self.engine.stop()
         self._chooser.close()
         self._conditioning.shutdown()
-        self._classifying.shutdown()
+        self._classifying.close()
 
     def __del__(self) -> None:
         """Serve calls this when it has drained a replica."""
@@ -130,13 +142,17 @@ class Denoiser:
 
     async def _answer(self, request: DrawRequest | ClassifyRequest, work: Awaitable[_T]) -> _T | PalimpsestError:
         """The answer within the deadline, or the error that stands for it."""
-        try:
-            async with asyncio.timeout(self._seconds(request)):
-                return await work
-        except TimeoutError:
-            return DeadlineError("This was not done within the deadline; ask for fewer images or steps.")
-        except PalimpsestError as error:
-            return error
+        with continuing(request.carried):
+            try:
+                async with asyncio.timeout(self._seconds(request)):
+                    return await work
+            except TimeoutError:
+                return DeadlineError("This was not done within the deadline; ask for fewer images or steps.")
+            except PalimpsestError as error:
+                return error
+            except Exception as error:
+                log.error("unexpected %s", where(error))
+                return unexpected()
 
     def _seconds(self, request: DrawRequest | ClassifyRequest) -> float:
         """Seconds that a request may take."""
@@ -153,12 +169,15 @@ class Denoiser:
         places = Places(len(request.seeds), request.steps, rows, request.person)
         left = max(0.0, self._seconds(request) - (time.monotonic() - started))
         with self._chooser.counted(choice), self._held(choice), self.engine.places(places, seconds=left):
-            kv_RLK = await run_in(self._conditioning, lambda: self._condition(request, choice.slot))
+            with span("denoiser.condition"):
+                kv_RLK = await run_in(self._conditioning, lambda: self._condition(request, choice.slot))
             noises = map(self._noise, request.seeds)
             drawings = [Drawing(table, kv_RLK, request.guidance, noise, request.person) for noise in noises]
             if watch:
                 watch.attach(drawings, model)
-            pictures = await self._pictures(drawings, places)
+            with span("denoiser.draw", model=model, steps=request.steps, n=len(drawings)) as told:
+                pictures = await self._pictures(drawings, places)
+                told.update(_timings(started, drawings))
         return Drawn(pictures, model, digest, _timings(started, drawings), choice.arm)
 
     async def _pictures(self, drawings: Sequence[Drawing], places: Places) -> list[Picture]:
@@ -177,11 +196,9 @@ class Denoiser:
         slot = choice.slot
         if slot is None:
             raise InputError("model: the base has no concepts; name a lineage.", param="model")
-        with self._held(choice):
-            found = await run_in(
-                self._classifying,
-                lambda: classify_picture(self.base, self._prompts, slot, request.picture, trials=request.trials),
-            )
+        work = partial(classify_picture, self.base, self._prompts, slot, request.picture, trials=request.trials)
+        with self._held(choice), span("denoiser.classify", trials=request.trials, model=slot.model):
+            found = await self._classifying.run(lambda check: work(check=check))
         return Classified(found, slot.model, slot.digest, {"total": round(time.monotonic() - started, 4)})
 
     def _names(self, choice: Choice) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import torch
 
@@ -22,14 +23,20 @@ from cp_serve.decoder import Decoder, Job, fail
 from cp_serve.fairness import Claim, Pace, choose, finish_times
 from cp_serve.metrics import Metrics
 from cp_serve.samplers import sampler_table
-from cp_serve.unet import prepare_unet
+from cp_serve.unet import plain_unet
 from services.base_model import BaseModel
-from services.errors import BusyError, DeadlineError, UnavailableError
+from services.errors import BusyError, DeadlineError, InputError, QuotaError, UnavailableError
 
 log = logging.getLogger("palimpsest.engine")
 
 _SOONEST = 1.0
 """Seconds of the shortest Retry-After."""
+_HOPELESS = 4.0
+"""By so much must a request's time be too short for an engine that has nothing else to do to refuse it: the pace that
+it knows may be that of a busier hour, and only drawing tells it better."""
+_WARM_ROWS = (2, 8)
+_WARM_SECONDS = 1.0
+"""A step on the CPU that is expected to take longer is not tried before somebody needs it."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,8 @@ class Engine:
         base: what draws.
         max_batch: images in the batch.
         max_queue: images waiting for it; one more is refused.
-        max_bytes: memory that the keys and values of all requests may take.
-        unet: how the base's U-Net is run; eagerly unless given.
+        max_bytes: memory that the keys and values of all requests may take; at least those of one.
+        unet: how the base's U-Net is run; as it is unless given.
         buckets: see `Batch`.
         metrics: where to count.
 
@@ -92,15 +99,21 @@ class Engine:
         metrics: Metrics | None = None,
     ) -> None:
         self.base, self.max_batch, self.max_queue = base, max_batch, max_queue
+        row_bytes = _row_bytes(base)
+        if max_bytes < 2 * row_bytes:
+            why = f"request_bytes: the keys and values of a single request take {2 * row_bytes} bytes."
+            raise InputError(why, param="request_bytes")
         self.steps_done, self.pace = 0, Pace()
+        self._rows_run: set[int] = set()
         self._metrics = metrics or Metrics()
-        self._unet, self._buckets = unet or prepare_unet(base), buckets
-        self._bytes_left, self._row_bytes = max_bytes, _row_bytes(base)
+        self._unet, self._buckets = unet or plain_unet(base), buckets
+        self._bytes_left, self._row_bytes = max_bytes, row_bytes
         self._changed = threading.Condition()  # guards the next three
         self._held: list[Places] = []
         self._claims: list[Drawing] = []
         self._stopped = False
-        self._batch = self._new_batch()  # the denoiser's own
+        self._batch = self._new_batch()  # this and the next are the denoiser's own
+        self._last_end: float | None = None
         self._decoder = Decoder(base, self._metrics)
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
         self._thread.start()
@@ -121,7 +134,9 @@ class Engine:
 
         Raises:
             BusyError: there is no room, or it could not be done in time now; `retry_after` says when. None was taken.
+            QuotaError: the person has half of all places already; `retry_after` as above.
             DeadlineError: it could not be done in time even if it were alone.
+            InputError: there are not so many places.
             UnavailableError: the engine was stopped.
         """
         with self._changed:
@@ -159,9 +174,10 @@ class Engine:
 
         On CUDA the largest batch is among it: memory that does not suffice is found out before anybody is served.
         """
-        rows = set(self._buckets) or {2, 2 * self.max_batch if self.base.device.type == "cuda" else 2}
-        for count in sorted(rows):
-            self._draw_blanks(count)
+        certain = bool(self._buckets) or self.base.device.type == "cuda"
+        for rows in sorted({*self._buckets} or {*_WARM_ROWS, 2 * self.max_batch}):
+            if rows <= 2 * self.max_batch and (certain or self.pace.seconds(rows) < _WARM_SECONDS):
+                self._draw_blanks(rows)
 
     def stop(self) -> None:
         """Finish what was submitted, then end the threads."""
@@ -172,11 +188,11 @@ class Engine:
         self._decoder.stop()
 
     def _draw_blanks(self, rows: int) -> None:
-        """Draw with a batch of so many rows, two steps."""
+        """Draw with a batch of so many rows, three steps, of which the first may say nothing of the pace."""
         side, kv = int(self.base.unet.config.sample_size), _blank(self.base)
         latent = torch.zeros(self.base.latent_channels, side, side)
         pairs, single = divmod(rows, 2)
-        table = sampler_table(self.base, "ddim", 2)
+        table = sampler_table(self.base, "ddim", 3)
         kvs = [kv.expand(2, -1, -1)] * pairs + [kv] * single
         drawings = [Drawing(table, kv_RLK, 1.0, latent) for kv_RLK in kvs]
         self.submit(drawings)
@@ -189,29 +205,42 @@ class Engine:
 
     def _check_room(self, places: Places) -> None:
         """There are places, and nobody who is known by name takes more than half of them."""
-        total, load = self.max_batch + self.max_queue, self.load
-        own = sum(held.images for held in self._held if held.person == places.person) if places.person else 0
-        over = load + places.images - total
-        if over > 0 or self._bytes_of(places) > self._bytes_left:
+        total, load, room = self.max_batch + self.max_queue, self.load, self._bytes_left
+        if places.images > total:
+            raise InputError(f"n: {places.images} images at once are too many; there are {total} places.", param="n")
+        if load + places.images > total or self._bytes_of(places) > room:
             why = f"{load} images are being drawn or waiting; try again later."
-            raise BusyError(why, retry_after=self._until_free(max(over, places.images)))
+            after = self._until_free(load + places.images - total, self._bytes_of(places) - room)
+            raise BusyError(why, retry_after=after)
+        own = sum(held.images for held in self._held if held.person == places.person) if places.person else 0
         if own and (over := own + places.images - -(-total // 2)) > 0:
             why = f"{own} images of yours are being drawn or waiting; try again when some are done."
-            raise BusyError(why, retry_after=self._until_free(over, places.person))
+            raise QuotaError(why, retry_after=self._until_free(over, 0, places.person))
 
-    def _until_free(self, images: int, person: str | None = None) -> float:
-        """Seconds until so many images, of one person or of all, are done."""
-        claims = self._all_claims()
-        finished = zip(claims, finish_times(claims, self.max_batch, self.pace), strict=True)
-        times = sorted(seconds for claim, seconds in finished if person in {None, claim.person})
-        return max(_SOONEST, times[min(images, len(times)) - 1] if times else 0.0)
+    def _until_free(self, images: int, room: int, person: str | None = None) -> float:
+        """Seconds until requests are done that hold so many images and bytes; of one person, or of all."""
+        for seconds, places in self._releases():
+            if person in {None, places.person}:
+                images, room = images - places.images, room - self._bytes_of(places)
+            if images <= 0 and room <= 0:
+                return max(_SOONEST, seconds)
+        return _SOONEST
+
+    def _releases(self) -> list[tuple[float, Places]]:
+        """When each request is done if nobody else comes, the first one first: places are given back all at once."""
+        claims = [(places, claim) for places in self._held for claim in places.claims]
+        done = dict.fromkeys(self._held, 0.0)
+        times = finish_times([claim for _, claim in claims], self.max_batch, self.pace)
+        for (places, _), seconds in zip(claims, times, strict=True):
+            done[places] = max(done[places], seconds)
+        return sorted(((seconds, places) for places, seconds in done.items()), key=itemgetter(0))
 
     def _check_time(self, places: Places, seconds: float) -> None:
         before, own = self._all_claims(), places.claims
         done = max(finish_times([*before, *own], self.max_batch, self.pace)[len(before) :])
-        if done <= seconds:
+        if done <= (seconds if before else _HOPELESS * seconds):
             return
-        if max(finish_times(own, self.max_batch, self.pace)) > seconds:
+        if not before or max(finish_times(own, self.max_batch, self.pace)) > seconds:
             raise DeadlineError(
                 f"This takes longer than the {seconds:.0f} seconds that there are; ask for fewer images or steps."
             )
@@ -246,6 +275,7 @@ class Engine:
                 if self._claims or self._stopped:
                     return choose(self._claims, self.max_batch)
                 self._metrics.running.set(0)
+                self._last_end = None
                 self._changed.wait()
 
     def _arrange(self, chosen: Sequence[Drawing]) -> None:
@@ -273,22 +303,27 @@ class Engine:
         if not drawings:
             return
         started = time.monotonic()
+        if self._last_end is not None:
+            self._metrics.pause.observe(started - self._last_end)
         try:
             predicted_NCHW = self._batch.step()
             if self.base.device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.current_stream(self.base.device).synchronize()  # the decoder's goes on
         except Exception as error:
             log.error("a denoising step failed: %s", type(error).__name__)
             for drawing in drawings:
                 fail(drawing, error)
             self._batch = self._new_batch()
             return
-        self._measure(len(drawings), rows, time.monotonic() - started)
+        self._last_end = time.monotonic()
+        self._measure(len(drawings), rows, self._last_end - started)
         self._deliver(drawings, predicted_NCHW)
 
     def _measure(self, images: int, rows: int, seconds: float) -> None:
         self.steps_done += 1
-        self.pace.measure(rows, seconds)
+        if rows in self._rows_run:  # the first time kernels are chosen, or code is compiled
+            self.pace.measure(rows, seconds)
+        self._rows_run.add(rows)
         self._metrics.step.observe(seconds)
         self._metrics.steps.inc()
         self._metrics.images.inc(images)

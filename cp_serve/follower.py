@@ -2,15 +2,20 @@
 
 The registry is the truth. `live` moves a pointer once its version is here and sound. What may be live next, `candidate`
 and a lineage's canary, is fetched ahead, so that a promotion has nothing to wait for.
+
+Versions are fetched beside the looks (`fetches.py`): one that comes slowly, or whose store does not answer, holds up
+its own lineage and no other. Pointers are moved only by the thread that looks, to what the registry said a moment ago.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from cp_serve.bank import Bank
+from cp_serve.fetches import Fetches, Key
 from cp_serve.metrics import Metrics
 from cp_serve.rollout import Rollout
 from services.canary import Canary, Targets
@@ -21,6 +26,8 @@ log = logging.getLogger("palimpsest.follower")
 
 _AGAIN_SECONDS = 60.0
 """Age of a refusal after which the version is tried again, one at a look."""
+_AT_ONCE, _AHEAD_AT_ONCE = 4, 2
+"""Versions fetched at once: those that are live, and those that may be next."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +48,41 @@ class Refusal:
 class Follower:
     """A thread that looks at the registry every `seconds`, and when it is told to.
 
+    Args:
+        registry: what is followed.
+        bank: what follows.
+        seconds: between two looks.
+        patience: seconds that a look waits for versions that have just become live; they may come later, too.
+        metrics: where to count.
+
     Attributes:
+        seen: what the registry said at the last look; replaced, never changed.
         refused: lineage -> why its live version is not served; the one before stays. Tried again now and then.
         rollout: the canaries whose versions are here and sound.
         synced: set once every live version was loaded or refused.
     """
 
-    def __init__(self, registry: Registry, bank: Bank, *, seconds: float, metrics: Metrics | None = None) -> None:
-        self._registry, self._bank, self._seconds = registry, bank, seconds
+    def __init__(
+        self,
+        registry: Registry,
+        bank: Bank,
+        *,
+        seconds: float,
+        patience: float = 0.5,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._registry, self._bank, self._seconds, self._patience = registry, bank, seconds, patience
         self._metrics = metrics or Metrics()
+        self.seen: Mapping[str, Targets] = {}
         self.refused: dict[str, Refusal] = {}  # replaced, never changed: others read it
         self.rollout = Rollout()
         self.synced = threading.Event()
-        self._ahead: dict[tuple[str, int], bool] = {}  # fetched ahead, and whether it is sound and passed its gate
+        self._ready: dict[Key, bool] = {}  # fetched ahead, and whether it is sound and passed its gate
         self._looked = time.monotonic()
         self._stop = threading.Event()
         self._wake = threading.Event()
+        self._live = Fetches(self._fetch, _AT_ONCE, self._wake.set)
+        self._ahead = Fetches(self._fetch_ahead, _AHEAD_AT_ONCE, self._wake.set)
         self._reachable = True
         self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
 
@@ -73,10 +99,18 @@ class Follower:
         self._metrics.look_age.set(time.monotonic() - self._looked)
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the threads."""
         self._stop.set()
         self._wake.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._live.stop()
+        self._ahead.stop()
+
+    @property
+    def under_way(self) -> int:
+        """Versions that are being fetched."""
+        return len(self._live) + len(self._ahead)
 
     @property
     def alive(self) -> bool:
@@ -92,59 +126,93 @@ class Follower:
                 self._report(_why(error))
             else:
                 self._report(None)
-                self.synced.set()
+                if not len(self._live):
+                    self.synced.set()
             self._wake.wait(self._seconds)
 
     def look(self) -> None:
-        """Compare the registry with the bank once, and move what moved.
+        """Compare the registry with the bank once, and move what moved and is here.
 
         Raises:
             UnavailableError: the registry, or the files of a version, cannot be had now; all others were moved.
         """
-        targets = self._registry.targets()
+        self.seen = targets = self._registry.targets()
         self._looked = time.monotonic()
         wanted = {name: target.live for name, target in targets.items() if target.live is not None}
         created = {name: target.created for name, target in targets.items()}
         for lineage in self._bank.keep(wanted, created):
             log.info("%s has no live version any more", lineage)
-        missing = None
-        for lineage in self._moved(wanted):
-            try:
-                self._move(lineage, wanted[lineage])
-            except UnavailableError as error:
-                missing = error
-        self._fetch_ahead(targets)
+        missing = self._follow_live(wanted)
+        self._look_ahead(targets)
         if missing:
             raise missing
 
-    def _fetch_ahead(self, targets: Mapping[str, Targets]) -> None:
+    def _follow_live(self, wanted: Mapping[str, int]) -> UnavailableError | None:
+        """Move the pointers of lineages whose version is here; what a version lacks that could not be had now."""
+        self._live.begin((lineage, wanted[lineage]) for lineage in self._moved(wanted))
+        missing = None
+        for (lineage, number), fetched in self._live.take(seconds=self._patience).items():
+            error = fetched.exception()
+            if isinstance(error, UnavailableError):
+                missing = error
+            elif wanted.get(lineage) == number:  # else it moved on meanwhile
+                self._arrive(lineage, number, error)
+        return missing
+
+    def _fetch(self, lineage: str, number: int) -> None:
+        self._bank.get(lineage, number, anew=True)
+
+    def _arrive(self, lineage: str, number: int, error: BaseException | None) -> None:
+        """Move one pointer, or keep it where it is: what is wrong with one version holds up no other lineage."""
+        if error:
+            self._refuse(lineage, Refusal(number, _why(error), time.monotonic()))
+            return
+        self._bank.point(lineage, number)
+        self.refused = {name: refusal for name, refusal in self.refused.items() if name != lineage}
+        log.info("%s is now served by version %d", lineage, number)
+
+    def _look_ahead(self, targets: Mapping[str, Targets]) -> None:
         """Have candidates and canaries ready; canaries that are not sound, or failed their gate, get no requests."""
         canaries = {name: target.canary for name, target in targets.items() if target.canary}
         wanted = {(name, canary.number) for name, canary in canaries.items()}
         wanted |= {(name, target.candidate) for name, target in targets.items() if target.candidate is not None}
-        self._ahead = {key: sound for key, sound in self._ahead.items() if key in wanted}
-        for key in wanted - self._ahead.keys():
-            self._fetch_one(key)
+        for key, fetched in self._ahead.take().items():
+            self._came_ahead(key, fetched)
+        self._ready = {key: ready for key, ready in self._ready.items() if key in wanted}
+        self._ahead.begin(wanted - self._ready.keys())
         self.rollout.follow({name: c for name, c in canaries.items() if self._may_draw(name, c)})
 
-    def _fetch_one(self, key: tuple[str, int]) -> None:
-        try:
-            self._bank.get(*key, anew=True)
-            self._ahead[key] = self._registry.version(*key).gate_passed
-        except UnavailableError:
-            return  # the next look tries again
-        except Exception as error:
-            self._ahead[key] = False
+    def _fetch_ahead(self, lineage: str, number: int) -> bool:
+        """Whether the gate let it pass."""
+        self._bank.get(lineage, number, anew=True)
+        return self._registry.version(lineage, number).gate_passed
+
+    def _came_ahead(self, key: Key, fetched: Future[bool]) -> None:
+        error = fetched.exception()
+        if error is None:
+            self._ready[key] = fetched.result()
+        elif not isinstance(error, UnavailableError):  # which is begun again
+            self._ready[key] = False
             log.error("%s@%d will not be served: %s", *key, _why(error))
 
     def _may_draw(self, lineage: str, canary: Canary) -> bool:
-        """Whether a canary gets requests; one that must not is ended in the registry too."""
-        sound = self._ahead.get((lineage, canary.number), None)
-        if sound is False:
+        """Whether a canary is here to draw; one that must not, or has failed, is ended in the registry too."""
+        ready = self._ready.get((lineage, canary.number))
+        if ready is False and self._end(lineage, canary.number):
             log.error("%s@%d is no canary any more: it is not sound, or failed its gate", lineage, canary.number)
-            self._registry.end_canary(lineage, canary.number)
             self._metrics.canary_returns.inc()
-        return bool(sound)
+        elif self.rollout.ended(lineage, canary.number):
+            self._end(lineage, canary.number)
+        return bool(ready)
+
+    def _end(self, lineage: str, number: int) -> bool:
+        """End a canary in the registry; while that cannot be reached it draws nothing here, and every look tries."""
+        try:
+            self._registry.end_canary(lineage, number)
+        except PalimpsestError as error:
+            log.warning("the canary of %s could not be ended in the registry: %s", lineage, error.message)
+            return False
+        return True
 
     def _moved(self, wanted: Mapping[str, int]) -> list[str]:
         """Lineages whose live version is neither here nor refused, and one whose refusal is old: it may be mended."""
@@ -155,18 +223,6 @@ class Follower:
         if oldest and time.monotonic() - self.refused[oldest].since > _AGAIN_SECONDS:
             moved.append(oldest)
         return moved
-
-    def _move(self, lineage: str, number: int) -> None:
-        """Move one pointer. What is wrong with one version must not keep the others from being followed."""
-        try:
-            self._bank.go_live(lineage, number)
-        except UnavailableError:
-            raise
-        except Exception as error:
-            self._refuse(lineage, Refusal(number, _why(error), time.monotonic()))
-        else:
-            self.refused = {name: refusal for name, refusal in self.refused.items() if name != lineage}
-            log.info("%s is now served by version %d", lineage, number)
 
     def _refuse(self, lineage: str, refusal: Refusal) -> None:
         self.refused = {**self.refused, lineage: refusal}
@@ -181,6 +237,6 @@ class Follower:
         self._reachable = trouble is None
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     """What an error may say in a log: ours is written for people, others only have their names."""
     return error.message if isinstance(error, PalimpsestError) else type(error).__name__

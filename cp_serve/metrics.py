@@ -20,6 +20,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.queue = self._seconds("queue_seconds", "From a drawing's arrival to its first step.")
         self.step = self._seconds("step_seconds", "One denoising step of the batch.")
+        self.pause = self._seconds("pause_seconds", "Between two denoising steps, while there was something to draw.")
         self.decode = self._seconds("decode_seconds", "One decoding of finished pictures.")
         self.steps = self._counter("steps", "Denoising steps of the batch.")
         self.images = self._counter("batch_images", "Images of each step summed; over steps, the batch's occupancy.")

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cp_serve.answers import MAX_BODY_BYTES, internal, refuse_plainly
 from cp_serve.traffic import Traffic
-from services.telemetry import REQUEST_ID, span, where
+from services.telemetry import Carried, continuing, span, where
 
 log = logging.getLogger("palimpsest.http")
 
@@ -40,8 +40,8 @@ class RequestScope:
         """Answer one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        request_id = _request_id(scope)
-        token, started, status = REQUEST_ID.set(request_id), time.monotonic(), 0
+        request_id, traceparent = _request_id(scope), Headers(scope=scope).get("traceparent", "")
+        started, status = time.monotonic(), 0
 
         async def answered(message: Message) -> None:
             nonlocal status
@@ -51,19 +51,19 @@ class RequestScope:
                     MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        try:
-            with span("http.request", request_id=request_id) as attributes:
-                try:
-                    await self.app(scope, receive, answered)
-                except Exception as error:  # the border: nothing of it may reach the client or the server's own log
-                    log.error("unexpected %s", where(error))
-                    if not status:
-                        await internal()(scope, receive, answered)
-                finally:
-                    attributes |= {"http.route": _route(scope), "http.status_code": status}
-        finally:
-            self._report(scope, status, time.monotonic() - started)
-            REQUEST_ID.reset(token)
+        with continuing(Carried(request_id, traceparent)):
+            try:
+                with span("http.request", request_id=request_id) as attributes:
+                    try:
+                        await self.app(scope, receive, answered)
+                    except Exception as error:  # the border: nothing of it may reach the client or the server's own log
+                        log.error("unexpected %s", where(error))
+                        if not status:
+                            await internal()(scope, receive, answered)
+                    finally:
+                        attributes |= {"http.route": _route(scope), "http.status_code": status}
+            finally:
+                self._report(scope, status, time.monotonic() - started)
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:
         method, route = scope["method"] if scope["method"] in _METHODS else "other", _route(scope)

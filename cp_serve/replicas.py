@@ -17,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException, ReplicaUn
 from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, Progress
 from cp_serve.traffic import Traffic
 from services.errors import BusyError, DeadlineError, PalimpsestError, UnavailableError
+from services.telemetry import carried
 
 _DEAD = (RayActorError, WorkerCrashedError, NodeDiedError, ReplicaUnavailableError)
 _PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
@@ -31,8 +32,8 @@ _Request = TypeVar("_Request", DrawRequest, ClassifyRequest)
 class Replicas:
     """All replicas of the denoiser.
 
-    Every method raises what a replica answers with, BusyError when every replica's queue is full, and
-    UnavailableError when replica after replica died.
+    Every method raises what a replica answers with, BusyError when Serve has no room either, and UnavailableError when
+    replica after replica died.
 
     Args:
         handle: Serve's handle of the deployment.
@@ -83,12 +84,15 @@ class Replicas:
         return alive
 
     async def stream(self, request: DrawRequest) -> AsyncGenerator[Progress | Drawn, None]:
-        """See `Denoiser.stream`. After a replica died it goes on where it was; closing it frees the places."""
+        """See `Denoiser.stream`. After a replica died it goes on where it was, with the version that it began with,
+        wherever `live` is now; closing it frees the places.
+        """
         due, pauses, seen = self._due(request), iter(_PAUSES), set[tuple[object, ...]]()
         while True:
             try:
                 async with aclosing(self._stream_once(_shortened(request, due), due)) as items:
                     async for item in items:
+                        request = _pinned(request, item.model)
                         mark = (item.step, item.image, item.index) if isinstance(item, Progress) else ()
                         if mark not in seen:
                             yield item
@@ -117,7 +121,7 @@ class Replicas:
                     return _value(await _within(due, call))
             except _DEAD as error:
                 await self._rest(pauses, error)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, DeadlineError):  # nobody waits any more, wherever it is queued
                 call.cancel()
                 raise
 
@@ -134,8 +138,14 @@ class Replicas:
 
 
 def _shortened(request: _Request, due: float) -> _Request:
-    """The request with what is left of its time."""
-    return replace(request, deadline_seconds=max(0.001, due - time.monotonic()))
+    """The request with what is left of its time, and with what log lines and spans about it need."""
+    return replace(request, deadline_seconds=max(0.001, due - time.monotonic()), carried=carried())
+
+
+def _pinned(request: DrawRequest, model: str) -> DrawRequest:
+    """The request for just the version that draws it, `L@number`."""
+    number = model.partition("@")[2]
+    return replace(request, version=number) if number else request
 
 
 async def _within(due: float, call: Any) -> Any:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from services.telemetry import Carried
+
 Picture = NDArray[np.uint8]
 """uint8 [H, W, 3]."""
 
@@ -20,6 +22,7 @@ class DrawRequest:
         person: who asks; people share the batch fairly. Never logged.
         deadline_seconds: from now; the replica's own deadline, if that is earlier, holds.
         previews: partial pictures of each image in a stream.
+        carried: the HTTP request that this belongs to.
     """
 
     lineage: str
@@ -34,6 +37,7 @@ class DrawRequest:
     person: str = field(default="", repr=False)
     deadline_seconds: float | None = None
     previews: int = 0
+    carried: Carried = field(default_factory=Carried)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class ClassifyRequest:
     trials: int = 32
     person: str = field(default="", repr=False)
     deadline_seconds: float | None = None
+    carried: Carried = field(default_factory=Carried)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ class Rollout:
                 return None
             return trial.canary.number if trial.next() else None
 
+    def ended(self, lineage: str, number: int) -> bool:
+        """Whether a version was a canary here and has failed; whoever follows the registry says so there."""
+        with self._lock:
+            return (lineage, number) in self._ended
+
     def record(self, lineage: str, *, canary: bool, failed: bool) -> int | None:
         """How a request of one arm ended; the canary's number if that was the one failure too many."""
         with self._lock:

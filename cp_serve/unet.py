@@ -1,7 +1,8 @@
 """The U-Net as serving runs it: arithmetic, memory layout, and compiled or not.
 
-On the CPU it runs eagerly in float32: pictures are held at most 2/255 from plain diffusers'. The choices for CUDA are
-written and tested as far as a CPU goes, and unmeasured.
+On the CPU it runs eagerly in float32: pictures are held at most 2/255 from plain diffusers'. There it is the same
+function in fewer multiplications (`upsample.py`, `twins.py`). The choices for CUDA are written and tested as far as a
+CPU goes, and unmeasured.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from cp_serve.batch import Unet
+from cp_serve.twins import share_between_twins
+from cp_serve.upsample import phase_upsamplers
 from services.base_model import BaseModel
 
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
@@ -27,11 +30,33 @@ def prepare_unet(base: BaseModel, *, precision: Precision = "float32", compile_m
         base.unet.to(dtype=getattr(torch, precision))
     if base.device.type == "cuda":
         base.unet.to(memory_format=torch.channels_last)
+    elif compile_mode == "none":
+        return _on_cpu(base)
+    return plain_unet(base, compile_mode=compile_mode)
+
+
+def _on_cpu(base: BaseModel) -> Unet:
+    """Eagerly, in fewer multiplications."""
+    phase_upsamplers(base.unet)
+    plain = plain_unet(base)
+    if base.second:
+        return plain
+    twins = share_between_twins(base.unet)
+
+    def run(x_RCHW: Tensor, t_R: Tensor, kv_RLK: Tensor, count: int) -> Tensor:
+        with twins.of(count, x_RCHW):
+            return plain(x_RCHW, t_R, kv_RLK, count)
+
+    return run
+
+
+def plain_unet(base: BaseModel, *, compile_mode: Compile = "none") -> Unet:
+    """How a base's U-Net is run as it is."""
     forward: Callable[..., Any] = base.unet
     if compile_mode != "none":
         forward = torch.compile(base.unet, mode=compile_mode, dynamic=False)
 
-    def run(x_RCHW: Tensor, t_R: Tensor, kv_RLK: Tensor) -> Tensor:
+    def run(x_RCHW: Tensor, t_R: Tensor, kv_RLK: Tensor, _: int) -> Tensor:
         output: Tensor = forward(x_RCHW, t_R, encoder_hidden_states=kv_RLK, return_dict=False)[0]
         return output
 

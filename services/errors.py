@@ -7,6 +7,7 @@
     ├── NotFoundError               404     not_found               lineage, version, concept, job, object
     ├── ConflictError               409     conflict                somebody else was first
     ├── RefusedError                409     refused                 an adapter or base that must not be used
+    ├── QuotaError                  429     rate_limit_exceeded     a person's share is used up; retry_after says when
     ├── BusyError                   503     busy                    the queue is full; retry_after says when
     ├── UnavailableError            503     unavailable             MLflow, S3 or Ray does not answer
     └── DeadlineError               504     deadline_exceeded
@@ -46,6 +47,13 @@ def _rebuild(
     return kind(message, param=param, retry_after=retry_after)
 
 
+def unexpected() -> PalimpsestError:
+    """What people are told of an error that nobody foresaw: nothing of it."""
+    return PalimpsestError(
+        "Something went wrong on our side; the server's log has more, under this request's X-Request-Id."
+    )
+
+
 class InputError(PalimpsestError):
     """A field, flag or prompt that cannot be accepted; `param` names it."""
 
@@ -80,6 +88,12 @@ class RefusedError(PalimpsestError):
     """An adapter, source or base that failed verification and must not be used."""
 
     status, code, type = 409, "refused", "invalid_request_error"
+
+
+class QuotaError(PalimpsestError):
+    """A person has had their share for now."""
+
+    status, code, type = 429, "rate_limit_exceeded", "rate_limit_error"
 
 
 class BusyError(PalimpsestError):

@@ -11,6 +11,7 @@ With several trials the logits -e / (tau s) are averaged before the softmax.
 Letters: S samples, P prompts, L tokens, K packed width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -117,13 +118,25 @@ def log_probabilities(errors_SP: Tensor, scale_S: Tensor, tau: float, *, trials:
 
 
 def classify(
-    base: BaseModel, latent_CHW: Tensor, kv_PLK: Tensor, *, trials: int, tau: float, seed: int, batch: int = 32
+    base: BaseModel,
+    latent_CHW: Tensor,
+    kv_PLK: Tensor,
+    *,
+    trials: int,
+    tau: float,
+    seed: int,
+    batch: int = 32,
+    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """P of each prompt for one image, [P], from many trials: softmax of the mean of -e / (tau s(t)) over trials."""
+    """P of each prompt for one image, [P], from many trials: softmax of the mean of -e / (tau s(t)) over trials.
+
+    `check` is called before each pass of the U-Net, and may raise to end this early.
+    """
     generator = torch.Generator().manual_seed(seed)
     scale, found = ErrorScale(len(base.alphas_cumprod)), []
     group = max(1, batch // len(kv_PLK))
     for start in range(0, trials, group):
+        check()
         size = min(group, trials - start)
         trial = draw_trial(base, latent_CHW.expand(size, *latent_CHW.shape), generator)
         with torch.no_grad():

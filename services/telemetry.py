@@ -1,7 +1,9 @@
 """Logs and traces, without prompts, pictures or secrets.
 
 A log line is one event on stderr, as text or as a JSON object, with the id of the HTTP request that it belongs to.
-Traces are OpenTelemetry's, off by default, and need the extra `traces`.
+Traces are OpenTelemetry's, off by default, and need the extra `traces`. Another process that works for the same request
+takes both over with what `carried` gives (W3C Trace Context). A span that breaks off says the kind of error, as a log
+line does, and never its text.
 """
 
 import json
@@ -11,8 +13,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 from services.errors import InputError
 
@@ -105,6 +108,47 @@ class _Tracing:
     on = False
 
 
+@dataclass(frozen=True)
+class Carried:
+    """Whose request this is: its id, and the `traceparent` of its present span where there are traces."""
+
+    request_id: str = ""
+    traceparent: str = ""
+
+
+def carried() -> Carried:
+    """What another process needs for its lines and spans to belong to the request that is being answered."""
+    carrier: dict[str, str] = {}
+    if _Tracing.on:
+        _trace_context().inject(carrier)
+    return Carried(REQUEST_ID.get(), carrier.get("traceparent", ""))
+
+
+@contextmanager
+def continuing(request: Carried) -> Iterator[None]:
+    """Lines and spans of the body belong to a request that was begun elsewhere."""
+    token = REQUEST_ID.set(request.request_id)
+    try:
+        if not (_Tracing.on and request.traceparent):
+            yield
+            return
+        from opentelemetry import context
+
+        attached = context.attach(_trace_context().extract({"traceparent": request.traceparent}))
+        try:
+            yield
+        finally:
+            context.detach(attached)
+    finally:
+        REQUEST_ID.reset(token)
+
+
+def _trace_context() -> Any:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator()
+
+
 @contextmanager
 def span(name: str, **attributes: str | float) -> Iterator[dict[str, str | float]]:
     """A span of the trace; what is put into the dictionary until its end becomes attributes. Free without traces."""
@@ -113,9 +157,14 @@ def span(name: str, **attributes: str | float) -> Iterator[dict[str, str | float
         return
     from opentelemetry import trace
 
-    with trace.get_tracer("palimpsest").start_as_current_span(name, attributes=attributes) as current:
-        later: dict[str, str | float] = {}
+    tracer, later = trace.get_tracer("palimpsest"), dict[str, str | float]()
+    with tracer.start_as_current_span(
+        name, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as current:
         try:
             yield later
+        except BaseException as error:
+            current.set_status(trace.StatusCode.ERROR, type(error).__name__)
+            raise
         finally:
             current.set_attributes(later)

@@ -1,31 +1,74 @@
-"""`python -m cp_serve.bench -o DIR`: `results.json`, `summary.md` and plots."""
+"""`python -m cp_serve.bench -o DIR`: `results.json`, `serving.md` and plots."""
 
 import argparse
 import json
+import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cp_serve.bench.report import plot, summary
 from cp_serve.bench.run import Config, measure
+from services.arguments import Parser
 from services.base_model import use_threads
+from services.errors import PalimpsestError
+
+_MEANINGS = {
+    "base": "base model",
+    "people": "who ask",
+    "versions": "of adapters; everybody has one",
+    "requests": "of a round, and at half load; 0: as many as fit --minutes",
+    "minutes": "that all of it should take on an idle machine",
+    "rounds": "at saturation",
+    "steps": "of every picture",
+    "rank": "of the adapters",
+    "max_batch": "images drawn together, at most",
+    "seed": "of everything drawn by lot",
+}
 
 
-def main() -> None:
+def main() -> int:
     """Parse, measure, write."""
-    parser = argparse.ArgumentParser(prog="python -m cp_serve.bench", description="Serving against plain diffusers.")
+    try:
+        values = vars(_parser().parse_args())
+        out, threads = values.pop("out"), values.pop("threads")
+        config = Config(**values)
+        out.mkdir(parents=True, exist_ok=True)
+        use_threads(threads)
+        results = measure(config, partial(print, flush=True), partial(_write, out / "partial.json"))
+    except PalimpsestError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    _write(out / "results.json", results)
+    text = summary(results, _command(config, threads))
+    (out / "serving.md").write_text(text)
+    plot(results, out)
+    (out / "partial.json").unlink(missing_ok=True)
+    print(text)
+    return 0
+
+
+def _command(config: Config, threads: int) -> list[str]:
+    """What makes these figures again."""
+    given = {name: value for name, value in vars(config).items() if value != vars(Config())[name]}
+    given |= {"threads": threads} if threads else {}
+    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return ["python", "-m", "cp_serve.bench", "-o", "DIR", *flags]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m cp_serve.bench", description="Serving against plain diffusers.")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
     for name, default in vars(Config()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    values = vars(parser.parse_args())
-    out, threads = values.pop("out"), values.pop("threads")
-    use_threads(threads)
-    results = measure(Config(**values), print)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (out / "summary.md").write_text(summary(results))
-    plot(results, out)
-    print(summary(results))
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(default), default=default, help=f"{_MEANINGS[name]} (default: %(default)s)")
+    return parser
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

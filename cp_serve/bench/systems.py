@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from cp_serve.batch import Drawing
+from cp_serve.bench.profile import Profile
 from cp_serve.bench.traffic import Traffic, Wish
 from cp_serve.engine import Engine
 from cp_serve.samplers import sampler_table, scheduler_of
+from cp_serve.unet import prepare_unet
 from services.adapter import Adapter, TrainingState, encode
 from services.base_model import BaseModel, resolve
 from services.conditioning import condition
@@ -23,7 +25,13 @@ GUIDANCE = 5.0
 
 
 class System(ABC):
-    """One way to serve."""
+    """One way to serve.
+
+    Attributes:
+        together: images that were drawn together, each time.
+    """
+
+    together: list[int]
 
     @abstractmethod
     def serve(self, traffic: Traffic) -> list[float]:
@@ -74,6 +82,7 @@ class Plain(System):
     def serve(self, traffic: Traffic) -> list[float]:
         """Answer what came first, alone or with others that go together with it."""
         waiting: list[tuple[float, Wish]] = []
+        self.together = []
         seconds, begun = [], time.monotonic()
         while not traffic.finished:
             waiting += traffic.arrived(time.monotonic() - begun)
@@ -83,6 +92,7 @@ class Plain(System):
             batch = self.pick(waiting)
             waiting = [entry for entry in waiting if entry not in batch]
             self.draw_batch([wish for _, wish in batch])
+            self.together.append(len(batch))
             now = time.monotonic() - begun
             for moment, wish in batch:
                 seconds.append(now - moment)
@@ -129,29 +139,41 @@ class StaticBatches(Plain):
 
 
 class Ours(System):
-    """The engine, with conditioning as a replica does it, in one thread beside it."""
+    """The engine, its U-Net as a replica runs it, with conditioning as a replica does it, in one thread beside it.
+
+    Attributes:
+        profile: when which network ran, in the traffic served last.
+    """
 
     def __init__(self, base: BaseModel, adapters: Sequence[Adapter], *, steps: int, max_batch: int) -> None:
         self._base, self._adapters = base, adapters
         self._table = sampler_table(base, "ddim", steps)
-        self.engine = Engine(base, max_batch=max_batch, max_queue=max_batch * 4)
+        self.profile = Profile(base)
+        self.engine = Engine(base, max_batch=max_batch, max_queue=max_batch * 4, unet=prepare_unet(base))
         self.engine.warm_up()
         # As a replica's cache has it: the negative prompt is the same for all of a version's requests.
         self._negative = [condition(base, [""], adapter) for adapter in adapters]
 
     def serve(self, traffic: Traffic) -> list[float]:
         """Let everybody join the batch as they come."""
-        done: queue.Queue[tuple[float, Wish]] = queue.Queue()
+        with self.profile.watching():
+            seconds = self._serve(traffic)
+        self.together = [rows // 2 for rows in self.profile.rows]
+        return seconds
+
+    def _serve(self, traffic: Traffic) -> list[float]:
+        done: queue.Queue[tuple[float, Wish, Drawing]] = queue.Queue()
         seconds, begun = [], time.monotonic()
         while not traffic.finished:
             for moment, wish in traffic.arrived(time.monotonic() - begun):
                 drawing = self._drawing(wish)
-                drawing.picture.add_done_callback(lambda _, entry=(moment, wish): done.put(entry))  # type: ignore[misc]
+                drawing.picture.add_done_callback(lambda _, entry=(moment, wish, drawing): done.put(entry))  # type: ignore[misc]
                 self.engine.submit([drawing])
             try:
-                moment, wish = done.get(timeout=_seconds_until(begun, traffic.next_at))
+                moment, wish, drawing = done.get(timeout=_seconds_until(begun, traffic.next_at))
             except queue.Empty:
                 continue
+            drawing.picture.result()  # one that failed is no picture
             now = time.monotonic() - begun
             seconds.append(now - moment)
             traffic.answered(wish, now)

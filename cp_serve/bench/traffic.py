@@ -9,6 +9,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+PROMPTS = ("a photo of a {}", "a picture of a {}", "a {} on grass", "two {}", "a red {}", "a drawing of a {} at night")
+"""`{}` is the concept."""
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -66,7 +69,8 @@ class Traffic:
             moment, person = heapq.heappop(self._due)
             self._open += 1
             self._asked += 1
-            yield moment, Wish(person, person % self._versions, "a photo of a {}", self._asked)
+            prompt = PROMPTS[self._asked % len(PROMPTS)]
+            yield moment, Wish(person, person % self._versions, prompt, self._asked)
 
     def answered(self, wish: Wish, now: float) -> None:
         """A person got a picture."""

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 
 from cp_serve.routes.access import Name, house, registry_call
 from cp_serve.schemas import Canary, Lineage, LiveRequest, LiveResponse, Version
-from services.errors import UnavailableError
+from services.errors import ConflictError, RefusedError, UnavailableError
 from services.lineage import CANDIDATE, LIVE, Registry, VersionInfo
 from services.manifest import check_name
 
@@ -43,12 +43,22 @@ async def put_live(lineage: Name, body: LiveRequest, request: Request) -> LiveRe
 def _move(registry: Registry, lineage: str, body: LiveRequest) -> LiveResponse:
     previous = registry.aliases(lineage).get(LIVE)
     if body.canary_percent is not None:
+        _check_trial(registry.version(lineage, body.version), previous)
         registry.set_canary(lineage, body.version, body.canary_percent)
     else:
         registry.set_live(lineage, body.version, reason=body.reason)
         registry.end_canary(lineage)
     live = previous if body.canary_percent is not None else body.version
     return LiveResponse(lineage=lineage, live=live, previous=previous, canary=_canary(registry, lineage))
+
+
+def _check_trial(info: VersionInfo, live: int | None) -> None:
+    """Raise `ConflictError` if nothing could draw the rest, `RefusedError` if the gate would end the trial at once."""
+    if live is None:
+        raise ConflictError(f"`{info.lineage}` has no live version to draw the rest: promote one first.")
+    if not info.gate_passed:
+        why = "; ".join(info.gate_reasons) or "no reasons are given"
+        raise RefusedError(f"Version {info.number} failed its gate ({why}): it may go live, but gets no share.")
 
 
 def _canary(registry: Registry, lineage: str) -> Canary | None:

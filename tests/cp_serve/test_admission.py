@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cp_serve.engine import Engine, Places
 from services.base_model import BaseModel
-from services.errors import BusyError, DeadlineError
+from services.errors import BusyError, DeadlineError, InputError, QuotaError
 from tests.cp_serve.drawings import NEAR, PATIENCE, Gate, Wish, alone, distance, engine_of
 
 
@@ -45,10 +45,49 @@ def test_what_cannot_be_done_in_time_is_refused_at_once(tiny_base: BaseModel) ->
         assert engine.load == 0
 
 
+def test_places_are_given_back_when_the_whole_request_is_done(tiny_base: BaseModel) -> None:
+    """Its first image is done after 10 seconds, and frees nothing."""
+    with engine_of(tiny_base, max_batch=1, max_queue=2) as engine:
+        paced(engine, 1.0)
+        with engine.places(Places(2, steps=10, rows=1)):
+            assert refused(engine, Places(2, steps=1)).retry_after == pytest.approx(20)
+
+
+def test_an_engine_with_nothing_to_do_tries_what_it_believes_to_take_a_little_too_long(tiny_base: BaseModel) -> None:
+    """Its pace may be that of a busier hour, and would never be learned anew if everything were refused."""
+    with engine_of(tiny_base, max_batch=2) as engine:
+        paced(engine, 1.0)
+        with engine.places(Places(2, steps=10, rows=1), seconds=10):
+            pass
+        with pytest.raises(DeadlineError), engine.places(Places(2, steps=10, rows=1), seconds=4):
+            pass
+
+
+def test_the_first_step_of_a_size_says_nothing_of_the_pace(tiny_base: BaseModel) -> None:
+    with engine_of(tiny_base) as engine:
+        for seed, known in ((1, False), (2, True)):
+            drawing = Wish(steps=1, seed=seed).drawing(tiny_base)
+            engine.submit([drawing])
+            drawing.picture.result(PATIENCE)
+            assert (engine.pace.seconds(2) > 0) is known
+
+
+def test_what_will_never_fit_is_not_told_to_come_again(tiny_base: BaseModel) -> None:
+    with engine_of(tiny_base, max_batch=2, max_queue=3) as engine:
+        with pytest.raises(InputError, match="6 images") as error, engine.places(Places(6, steps=1)):
+            pass
+        assert error.value.param == "n"
+    with pytest.raises(InputError, match="request_bytes"):
+        Engine(tiny_base, max_batch=1, max_queue=1, max_bytes=1000)
+
+
 def test_nobody_has_more_than_half_of_the_places_but_whoever_has_no_name(tiny_base: BaseModel) -> None:
     with engine_of(tiny_base, max_batch=4, max_queue=4) as engine:
-        with engine.places(Places(4, steps=5, person="ann")):
-            assert "yours" in refused(engine, Places(1, steps=5, person="ann")).message
+        paced(engine, 1.0)
+        with engine.places(Places(4, steps=5, rows=1, person="ann")):
+            with pytest.raises(QuotaError, match="yours") as error, engine.places(Places(1, steps=5, person="ann")):
+                pass
+            assert error.value.retry_after == pytest.approx(20)
             with engine.places(Places(4, steps=5, person="bob")):
                 assert engine.load == 8
         with engine.places(Places(4, steps=5)), engine.places(Places(4, steps=5)):

@@ -18,6 +18,7 @@ def test_with_room_it_follows_the_load() -> None:
     assert (config.min_replicas, config.max_replicas) == (2, 5)
     assert config.target_ongoing_requests == 12
     assert config.downscale_delay_s == 60
+    assert config.upscale_delay_s < 10, "the queue must not be full before anything happens"
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(max_replicas=4)])

@@ -1,6 +1,7 @@
 """What the bank keeps in memory, on a stand-in for the registry (test_follower.py has the real one)."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +17,16 @@ from tests.cp_serve.versions import adapter_of
 
 @dataclass
 class Shelf:
-    """A registry's `fetch`, counted."""
+    """A registry's `fetch`, counted; `meanwhile` happens while it reads."""
 
     base: BaseModel
     fetched: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: dict[str, Exception] = field(default_factory=dict)
+    meanwhile: Callable[[], object] = list
 
     def fetch(self, lineage: str, number: int, **_: object) -> tuple[None, Any]:
         self.fetched[lineage, number] += 1
+        self.meanwhile()
         if lineage in self.wrong:
             raise self.wrong[lineage]
         return None, adapter_of(self.base, {"fox": 1})
@@ -122,3 +125,24 @@ def test_a_lineage_made_again_has_none_of_the_old_versions(shelf: Shelf) -> None
     assert bank.get("pets", 1) is old
     assert bank.keep({"pets": 1}, {"pets": 2}) == {"pets"}
     assert bank.get("pets", 1) is not old
+
+
+def test_whoever_holds_an_old_version_does_not_bring_it_back(shelf: Shelf) -> None:
+    bank = bank_of(shelf, room=4)
+    bank.keep({}, {"pets": 1})
+    old = bank.get("pets", 1)
+    bank.keep({}, {"pets": 2})  # deleted and made anew before the request that chose it could hold it
+    with bank.hold(old):
+        assert bank.get("pets", 1) is not old
+    assert bank.get("pets", 1) is not old
+
+
+def test_what_was_read_while_its_name_was_made_anew_is_not_kept(shelf: Shelf) -> None:
+    bank = bank_of(shelf, room=4)
+    bank.keep({}, {"pets": 1})
+    shelf.meanwhile = lambda: bank.keep({}, {"pets": 2})
+    old = bank.get("pets", 1)
+    shelf.meanwhile = list
+    assert bank.here("pets", 1) is None
+    assert bank.get("pets", 1) is not old
+    assert bank.here("pets", 1) is bank.get("pets", 1)

@@ -1,6 +1,7 @@
 """A replica: deadlines, cancellation, and overload, on its own event loop as Ray runs it."""
 
 import asyncio
+import logging
 import pickle
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from cp_serve.denoiser import Denoiser, Drawn, DrawRequest
 from cp_serve.fairness import Pace
 from services.errors import BusyError, DeadlineError, InputError, NotFoundError, PalimpsestError, UnavailableError
 from services.settings import Settings
+from services.telemetry import Carried
 from tests.cp_serve.conftest import Serving
 from tests.cp_serve.drawings import PATIENCE, Gate
 from tests.proxy import Proxy
@@ -121,6 +123,26 @@ def test_what_is_wrong_is_an_answer_that_can_cross_processes(denoiser: Denoiser)
         assert isinstance(answer, kind)
         copy = pickle.loads(pickle.dumps(answer))  # noqa: S301
         assert (type(copy), copy.message, copy.param) == (kind, answer.message, answer.param)
+
+
+def test_what_nobody_foresaw_is_not_raised_to_ray_which_would_log_its_text(
+    denoiser: Denoiser, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret prompt")
+
+    hook = denoiser.base.text_encoder.register_forward_pre_hook(fail)
+    log = logging.getLogger("palimpsest")
+    log.propagate = True
+    try:
+        answer = run(denoiser.draw(replace(REQUEST, prompt="never seen before", carried=Carried("id-7"))))
+    finally:
+        hook.remove()
+        log.propagate = False
+    assert type(answer) is PalimpsestError
+    assert (answer.status, answer.code) == (500, "internal_error")
+    assert "RuntimeError at test_denoiser.py" in caplog.text
+    assert "secret" not in answer.message + caplog.text
 
 
 def test_no_repr_holds_a_prompt() -> None:

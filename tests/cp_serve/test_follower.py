@@ -1,9 +1,7 @@
-"""Bank and follower: on a real registry for what is verified and swapped, on a stand-in for who waits for whom."""
+"""Bank and follower on a real registry: what is verified and swapped. test_follower_waits.py has who waits for whom."""
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -50,6 +48,12 @@ class Rooms:
         adapter = adapter_of(self.base, {"fox": 1}, seed=seed)
         return publish(self.registry, self.lineage, self.base, adapter, live=live, ref=ref, passed=passed).number
 
+    def look(self) -> None:
+        """Look, and again for as long as something is on its way."""
+        self.follower.look()
+        while self.follower.under_way:
+            self.follower.look()
+
     @property
     def served(self) -> int | None:
         return self.bank.pointers().get(self.lineage)
@@ -67,30 +71,30 @@ def rooms(mlflow_server: Settings, tiny_base: BaseModel) -> Iterator[Rooms]:
         far = OneLineage(mlflow_server.model_copy(update={"mlflow_uri": network.endpoint}), store)
         far.only = lineage
         bank = Bank(far, tiny_base)
-        follower = Follower(far, bank, seconds=0.05)
+        follower = Follower(far, bank, seconds=0.05, patience=PATIENCE)
         yield Rooms(Registry(mlflow_server, store), bank, follower, network, tiny_base, lineage)
 
 
 def test_a_swap_is_a_pointer_change_and_requests_keep_their_slot(rooms: Rooms) -> None:
     rooms.publish(1)
-    rooms.follower.look()
+    rooms.look()
     held = rooms.bank.live(rooms.lineage)
     assert held
     assert held.model == f"{rooms.lineage}@1"
     weights = held.adapter.up_KR.clone()
     rooms.publish(2)
-    rooms.follower.look()
+    rooms.look()
     assert rooms.served == 2
     assert torch.equal(held.adapter.up_KR, weights), "whoever started with version 1 still has it"
     rooms.registry.set_live(rooms.lineage, 1)
-    rooms.follower.look()
+    rooms.look()
     assert rooms.bank.live(rooms.lineage) is held, "rolling back loads nothing"
 
 
 def test_a_candidate_is_served_by_number_but_not_live(rooms: Rooms) -> None:
     rooms.publish(1)
     rooms.publish(2, live=False)
-    rooms.follower.look()
+    rooms.look()
     assert rooms.served == 1
     assert rooms.bank.get(rooms.lineage, 2).number == 2
     assert rooms.served == 1
@@ -98,25 +102,25 @@ def test_a_candidate_is_served_by_number_but_not_live(rooms: Rooms) -> None:
 
 def test_a_refused_version_leaves_the_one_before(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms.publish(1)
-    rooms.follower.look()
+    rooms.look()
     rooms.publish(2, ref=BaseRef(id="other", revision=sha256(b"other")))
-    rooms.follower.look()
+    rooms.look()
     assert rooms.served == 1
     assert "another base model" in rooms.refusal
     first = rooms.follower.refused[rooms.lineage]
-    rooms.follower.look()
+    rooms.look()
     assert rooms.follower.refused[rooms.lineage] is first, "not tried at every look"
     monkeypatch.setattr(follower_module, "_AGAIN_SECONDS", 0.0)
-    rooms.follower.look()
+    rooms.look()
     assert rooms.follower.refused[rooms.lineage] is not first, "but again after a while"
     rooms.registry.set_live(rooms.lineage, 1)
-    rooms.follower.look()
+    rooms.look()
     assert not rooms.follower.refused
 
 
 def test_a_damaged_version_is_refused_before_the_pointer_moves(rooms: Rooms, mlflow_server: Settings) -> None:
     rooms.publish(1)
-    rooms.follower.look()
+    rooms.look()
     number = rooms.publish(2, live=False)
     store = open_store(mlflow_server)
     run_id = rooms.registry.version(rooms.lineage, number).run_id
@@ -124,14 +128,14 @@ def test_a_damaged_version_is_refused_before_the_pointer_moves(rooms: Rooms, mlf
     whole = store.get(key)
     rooms.registry.set_live(rooms.lineage, number)
     store.put(key, whole[:-40] + b"x" * 40)
-    rooms.follower.look()
+    rooms.look()
     assert rooms.served == 1
     assert rooms.refusal
     store.put(key, whole)
     rooms.registry.set_live(rooms.lineage, 1)
-    rooms.follower.look()
+    rooms.look()
     rooms.registry.set_live(rooms.lineage, number)
-    rooms.follower.look()
+    rooms.look()
     assert rooms.served == number
 
 
@@ -139,7 +143,7 @@ def test_what_is_not_finite_is_refused(rooms: Rooms) -> None:
     adapter = adapter_of(rooms.base, {"fox": 1})
     broken = replace(adapter, tokens={"fox": torch.full_like(adapter.tokens["fox"], torch.nan)})
     publish(rooms.registry, rooms.lineage, rooms.base, broken)
-    rooms.follower.look()
+    rooms.look()
     assert rooms.served is None
     assert "not finite" in rooms.refusal
     with pytest.raises(RefusedError, match="not finite"):
@@ -197,7 +201,7 @@ def test_a_hint_is_followed_though_polling_is_rare(rooms: Rooms) -> None:
 def test_what_may_be_live_next_is_there_before_it_is(rooms: Rooms) -> None:
     rooms.publish(1)
     rooms.publish(2, live=False)
-    rooms.follower.look()
+    rooms.look()
     rooms.registry.set_live(rooms.lineage, 2)
     rooms.network.down()
     assert rooms.bank.get(rooms.lineage, 2).number == 2
@@ -208,9 +212,50 @@ def test_a_canary_whose_gate_failed_is_ended(rooms: Rooms) -> None:
     rooms.publish(1)
     rooms.publish(2, live=False, passed=False)
     rooms.registry.set_canary(rooms.lineage, 2, 10)
-    rooms.follower.look()
+    rooms.look()
     assert [rooms.follower.rollout.pick(rooms.lineage) for _ in range(20)] == [None] * 20
     assert rooms.registry.canary(rooms.lineage) is None
+
+
+def test_a_canary_that_cannot_be_ended_now_draws_nothing_and_is_ended_later(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise UnavailableError("away")
+
+    rooms.publish(1)
+    rooms.publish(2, live=False)
+    rooms.publish(3, live=False, passed=False)
+    rooms.registry.set_canary(rooms.lineage, 2, 50)
+    rooms.look()
+    assert 2 in [rooms.follower.rollout.pick(rooms.lineage) for _ in range(2)]
+    rooms.registry.set_canary(rooms.lineage, 3, 50)
+    with monkeypatch.context() as outage:
+        outage.setattr(rooms.bank._registry, "end_canary", away)
+        rooms.look()
+        assert [rooms.follower.rollout.pick(rooms.lineage) for _ in range(4)] == [None] * 4
+        assert rooms.registry.canary(rooms.lineage) == Canary(3, 50)
+    rooms.look()
+    assert rooms.registry.canary(rooms.lineage) is None
+
+
+def test_a_canary_that_failed_during_an_outage_is_ended_when_that_is_over(rooms: Rooms) -> None:
+    rooms.publish(1)
+    rooms.publish(2, live=False)
+    rooms.registry.set_canary(rooms.lineage, 2, 50)
+    rooms.look()
+    rollout = rooms.follower.rollout
+    for _ in range(30):
+        rollout.record(rooms.lineage, canary=False, failed=False)
+    assert 2 in [rollout.record(rooms.lineage, canary=True, failed=True) for _ in range(5)]
+    rooms.network.down()
+    with pytest.raises(UnavailableError):
+        rooms.look()
+    assert [rollout.pick(rooms.lineage) for _ in range(4)] == [None] * 4
+    rooms.network.up()
+    rooms.look()
+    assert rooms.registry.canary(rooms.lineage) is None
+    assert [rollout.pick(rooms.lineage) for _ in range(4)] == [None] * 4
 
 
 def test_a_canary_is_set_and_ended_in_the_registry(rooms: Rooms) -> None:
@@ -218,7 +263,7 @@ def test_a_canary_is_set_and_ended_in_the_registry(rooms: Rooms) -> None:
     rooms.publish(2, live=False)
     rooms.registry.set_canary(rooms.lineage, 2, 12.5)
     assert rooms.registry.canary(rooms.lineage) == Canary(2, 12.5)
-    rooms.follower.look()
+    rooms.look()
     assert [rooms.follower.rollout.pick(rooms.lineage) for _ in range(16)].count(2) == 2
     rooms.registry.end_canary(rooms.lineage, 1)
     assert rooms.registry.canary(rooms.lineage), "another version's canary"
@@ -232,10 +277,10 @@ def test_a_canary_is_set_and_ended_in_the_registry(rooms: Rooms) -> None:
 
 def test_a_lineage_without_a_live_version_is_forgotten(rooms: Rooms, mlflow_client_of: Any) -> None:
     rooms.publish(1)
-    rooms.follower.look()
+    rooms.look()
     held = rooms.bank.live(rooms.lineage)
     mlflow_client_of(rooms).delete_registered_model_alias(rooms.lineage, LIVE)
-    rooms.follower.look()
+    rooms.look()
     assert rooms.served is None
     assert held
     assert held.adapter.up_KR.any(), "whoever draws with it goes on"
@@ -245,11 +290,11 @@ def test_a_name_that_was_deleted_and_made_again_draws_its_own_versions(rooms: Ro
     rooms.publish(1, live=False)
     old = rooms.bank.get(rooms.lineage, 1)
     mlflow_client_of(rooms).delete_registered_model(rooms.lineage)
-    rooms.follower.look()
+    rooms.look()
     with pytest.raises(NotFoundError):
         rooms.bank.get(rooms.lineage, 1)
     rooms.publish(2)
-    rooms.follower.look()
+    rooms.look()
     new = rooms.bank.live(rooms.lineage)
     assert new
     assert new.number == old.number == 1
@@ -260,130 +305,3 @@ def test_a_name_that_was_deleted_and_made_again_draws_its_own_versions(rooms: Ro
 def mlflow_client_of() -> Any:
     """What anybody with access to MLflow can do."""
     return lambda rooms: rooms.registry._client
-
-
-@dataclass
-class Shelf:
-    """A registry's two methods that the bank and the follower use, under the test's thumb."""
-
-    base: BaseModel
-    live: dict[str, int] = field(default_factory=dict)
-    failing: dict[str, Exception] = field(default_factory=dict)
-    held: dict[str, threading.Event] = field(default_factory=dict)
-    fetched: list[tuple[str, int]] = field(default_factory=list)
-
-    def targets(self) -> dict[str, Targets]:
-        if "*" in self.failing:
-            raise self.failing["*"]
-        return {name: Targets(number, None, None) for name, number in self.live.items()}
-
-    def fetch(self, lineage: str, number: int, **_: object) -> tuple[None, Any]:
-        self.fetched.append((lineage, number))
-        if lineage in self.held:
-            assert self.held[lineage].wait(PATIENCE)
-        if lineage in self.failing:
-            raise self.failing[lineage]
-        return None, adapter_of(self.base, {"fox": 1})
-
-
-@pytest.fixture
-def shelf(tiny_base: BaseModel) -> Shelf:
-    return Shelf(tiny_base)
-
-
-def bank_of(shelf: Shelf) -> Bank:
-    return Bank(shelf, shelf.base)  # type: ignore[arg-type]
-
-
-def follower_of(shelf: Shelf, bank: Bank) -> Follower:
-    return Follower(shelf, bank, seconds=0.01)  # type: ignore[arg-type]
-
-
-def test_a_version_is_fetched_once_however_many_ask(shelf: Shelf) -> None:
-    bank, shelf.held["pets"] = bank_of(shelf), threading.Event()
-    with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(bank.get, "pets", 1) for _ in range(8)]
-        wait_until(lambda: bool(shelf.fetched))
-        shelf.held["pets"].set()
-        slots = {future.result(PATIENCE) for future in asked}
-    assert len(slots) == 1
-    assert shelf.fetched == [("pets", 1)]
-
-
-def test_a_slow_version_holds_up_nobody_else(shelf: Shelf) -> None:
-    bank, shelf.held["slow"] = bank_of(shelf), threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(bank.get, "slow", 1)
-        wait_until(lambda: bool(shelf.fetched))
-        bank.go_live("quick", 1)
-        assert bank.pointers() == {"quick": 1}
-        assert not slow.done()
-        shelf.held["slow"].set()
-        assert slow.result(PATIENCE).number == 1
-
-
-def test_reading_and_forgetting_at_once_break_nothing(shelf: Shelf) -> None:
-    bank, done = bank_of(shelf), threading.Event()
-
-    def read() -> int:
-        reads = 0
-        while not done.is_set():
-            assert bank.pointers().keys() <= {f"l{number}" for number in range(40)}
-            bank.get(f"l{reads % 40}", 1)
-            reads += 1
-        return reads
-
-    with ThreadPoolExecutor(2) as pool:
-        readers = [pool.submit(read) for _ in range(2)]
-        for round_ in range(20):
-            for number in range(40):
-                bank.go_live(f"l{number}", 1)
-            left = {f"l{number}": 1 for number in range(round_)}
-            bank.keep(left, left)
-        done.set()
-        assert all(reader.result(PATIENCE) for reader in readers)
-
-
-def test_a_failed_fetch_changes_nothing_and_may_be_repeated(shelf: Shelf) -> None:
-    bank = bank_of(shelf)
-    bank.go_live("pets", 1)
-    shelf.failing["pets"] = UnavailableError("away")
-    with pytest.raises(UnavailableError):
-        bank.go_live("pets", 2)
-    assert bank.pointers() == {"pets": 1}
-    shelf.failing.clear()
-    bank.go_live("pets", 2)
-    assert bank.pointers() == {"pets": 2}
-
-
-def test_one_lineage_whose_files_are_away_holds_up_no_other(shelf: Shelf) -> None:
-    shelf.live = {"a": 1, "b": 1, "c": 1}
-    shelf.failing["a"] = UnavailableError("away")
-    bank = bank_of(shelf)
-    follower = follower_of(shelf, bank)
-    with pytest.raises(UnavailableError):
-        follower.look()
-    assert bank.pointers() == {"b": 1, "c": 1}
-    assert not follower.refused, "nothing is wrong with it"
-    shelf.failing.clear()
-    follower.look()
-    assert bank.pointers() == {"a": 1, "b": 1, "c": 1}
-
-
-def test_no_error_ends_the_follower(shelf: Shelf, capfd: pytest.CaptureFixture[str]) -> None:
-    shelf.live, shelf.failing = {"a": 1, "b": 1}, {"*": ValueError("nonsense"), "a": KeyError("secret")}
-    bank = bank_of(shelf)
-    follower = follower_of(shelf, bank)
-    follower.start()
-    try:
-        assert not follower.synced.wait(0.1)
-        assert follower.alive
-        del shelf.failing["*"]
-        assert follower.synced.wait(PATIENCE)
-        assert bank.pointers() == {"b": 1}
-        assert follower.refused["a"].why == "KeyError"
-        shelf.live = {"b": 1}
-        wait_until(lambda: not follower.refused)
-    finally:
-        follower.stop()
-    assert not follower.alive

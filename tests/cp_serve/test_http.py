@@ -157,6 +157,22 @@ def test_live_moves_only_to_what_exists(serving: Serving) -> None:
     assert serving.registry.aliases("pets")["live"] == 2
 
 
+def test_a_canary_needs_a_live_version_beside_it_and_to_have_passed_its_gate(serving: Serving) -> None:
+    registry, base, path = serving.registry, serving.denoiser.base, "/v1/lineages/trial/live"
+    trial = {"version": 1, "canary_percent": 10}
+    publish(registry, "trial", base, adapter_of(base, {"mug": 1}, seed=1), live=False)
+    refused(serving.client.put(path, json=trial), 409, "conflict", None, "no live version")
+    registry.set_live("trial", 1)
+    publish(registry, "trial", base, adapter_of(base, {"mug": 1}, seed=2), live=False, passed=False)
+    refused(serving.client.put(path, json=trial | {"version": 2}), 409, "refused", None, "failed its gate")
+    assert registry.canary("trial") is None
+    publish(registry, "trial", base, adapter_of(base, {"mug": 1}, seed=3), live=False)
+    answer = serving.client.put(path, json=trial | {"version": 3}).json()
+    assert (answer["live"], answer["canary"]) == (1, {"version": 3, "percent": 10.0})
+    answer = serving.client.put(path, json={"version": 3}).json()
+    assert (answer["live"], answer["canary"]) == (3, None)
+
+
 def test_a_brand_new_lineage_is_drawn_at_once(serving: Serving) -> None:
     adapter = adapter_of(serving.denoiser.base, {"mug": 1})
     publish(serving.registry, "brand-new", serving.denoiser.base, adapter, live=False)

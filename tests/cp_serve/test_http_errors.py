@@ -1,13 +1,17 @@
 """The HTTP contract over a real replica: how everything that cannot be drawn is refused."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
 
 import pytest
 
+from cp_serve.answers import known
+from cp_serve.engine import Places
 from cp_serve.http import MAX_BODY_BYTES
 from cp_serve.schemas import SEED_LIMIT
+from services.errors import BusyError
 from tests.cp_serve.conftest import Serving
 from tests.cp_serve.test_http import PATH, PROMPT, SECRET, refused
 
@@ -174,6 +178,21 @@ def test_a_full_queue_is_a_503_with_retry_after(serving: Serving) -> None:
     assert int(response.headers["retry-after"]) >= 1
     assert response.json()["error"]["type"] == "server_error"
     assert serving.client.get("/readyz").json()["load"] == 0
+
+
+def test_whoever_has_half_of_all_places_is_a_429_and_others_are_drawn(serving: Serving) -> None:
+    engine = serving.denoiser.engine
+    ann = serving.app.state.house.signer.sign("person", "ann")
+    with engine.places(Places((engine.max_batch + engine.max_queue) // 2, steps=1, person=ann)):
+        response = serving.client.post(PATH, json=PROMPT | {"user": "ann"})
+        refused(response, 429, "rate_limit_exceeded", None, "images of yours")
+        assert int(response.headers["retry-after"]) >= 1
+        assert serving.generate(user="bob", steps=1)
+
+
+def test_retry_after_is_never_sooner_than_was_computed() -> None:
+    error = BusyError("full", retry_after=1.2)
+    assert asyncio.run(known(None, error)).headers["retry-after"] == "2"  # type: ignore[arg-type]
 
 
 def test_an_unexpected_error_is_a_500_without_its_text(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:

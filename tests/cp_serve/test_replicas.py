@@ -1,8 +1,9 @@
 """What the ingress does when a replica dies, is full or says no. The replica here is small; a real one is in e2e."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from cp_serve.replicas import Replicas
 from cp_serve.requests import Drawn, DrawRequest, Progress
 from cp_serve.traffic import Traffic
 from services.errors import BusyError, DeadlineError, InputError, PalimpsestError, UnavailableError
+from services.telemetry import Carried, continuing
 from tests.cp_serve.drawings import PATIENCE
 from tests.cp_serve.handles import Handle
 
@@ -38,6 +40,7 @@ class Replica:
     def __init__(self) -> None:
         self.asked: list[DrawRequest] = []
         self.closed = 0
+        self.model = "base"
         self.answer: Drawn | PalimpsestError | Exception = DRAWN
         self.hang = False
 
@@ -57,7 +60,7 @@ class Replica:
         try:
             for step in range(request.steps):
                 await asyncio.sleep(0)
-                yield Progress(step, request.steps, "base")
+                yield Progress(step, request.steps, self.model)
             if self.hang:
                 await asyncio.Event().wait()
             yield await self.draw(request)
@@ -103,6 +106,51 @@ def test_a_stream_goes_on_where_it_was() -> None:
         assert isinstance(items[-1], Drawn)
         assert len(items) == 4
         assert replica.closed == 3
+
+    with_replica(use)
+
+
+def test_a_stream_goes_on_with_the_version_that_it_began_with() -> None:
+    async def use(replicas: Replicas, replica: Replica, handle: Handle) -> None:
+        handle.deaths, replica.model = 1, "pets@7"
+        async for _item in replicas.stream(replace(REQUEST, lineage="pets")):
+            pass
+        first, *again = {(request.lineage, request.version): None for request in replica.asked}
+        assert first == ("pets", "live")
+        assert again == [("pets", "7")], "wherever `live` is now"
+
+    with_replica(use)
+
+
+def test_what_was_given_up_on_is_cancelled_wherever_it_waits() -> None:
+    """Also where Serve has not given it to a replica yet: it would be drawn for nobody."""
+
+    class Queued:
+        cancelled = False
+
+        def __await__(self) -> Generator[Any, None, None]:
+            yield from asyncio.Event().wait().__await__()
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    async def use(replicas: Replicas, _replica: Replica, handle: Handle) -> None:
+        call = Queued()
+        monkeypatch.setattr(handle, "draw", SimpleNamespace(remote=lambda _: call), raising=False)
+        with pytest.raises(DeadlineError):
+            await replicas.draw(REQUEST)
+        assert call.cancelled
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        with_replica(use, deadline=0.05)
+
+
+def test_a_replica_is_told_which_request_it_works_for() -> None:
+    async def use(replicas: Replicas, replica: Replica, _: Handle) -> None:
+        with continuing(Carried("id-1")):
+            await replicas.draw(REQUEST)
+            [item async for item in replicas.stream(REQUEST)]
+        assert {request.carried.request_id for request in replica.asked} == {"id-1"}
 
     with_replica(use)
 

@@ -12,14 +12,35 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from services.errors import InputError
-from services.telemetry import REQUEST_ID, JsonLines, configure_logging, configure_traces, span, where
+from services.telemetry import (
+    REQUEST_ID,
+    Carried,
+    JsonLines,
+    carried,
+    configure_logging,
+    configure_traces,
+    continuing,
+    span,
+    where,
+)
 
 SCRIPT = """
 import sys
-from services.telemetry import configure_traces, span
+from services.telemetry import Carried, carried, configure_traces, continuing, span
 configure_traces(sys.argv[1], "palimpsest")
-with span("draw", steps=3) as attributes:
+client = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+with continuing(Carried("id-1", client)), span("draw", steps=3) as attributes:
     attributes["model"] = "pets@2"
+    elsewhere = carried()
+    assert elsewhere.request_id == "id-1"
+assert carried() == Carried()
+try:
+    with continuing(elsewhere), span("replica"):
+        raise ValueError("a secret prompt")
+except ValueError:
+    pass
+with continuing(Carried("id-2", "nonsense")), span("alone"):
+    pass
 from opentelemetry import trace
 trace.get_tracer_provider().shutdown()
 """
@@ -118,12 +139,28 @@ def test_spans_reach_the_receiver(receiver: Receiver) -> None:
     assert {"service.name": "palimpsest"}.items() <= {
         a.key: a.value.string_value for a in resource.resource.attributes
     }.items()
-    (found,) = resource.scope_spans[0].spans
+    replica, found, alone = sorted(resource.scope_spans[0].spans, key=lambda one: "rda".index(one.name[0]))
     assert found.name == "draw"
     assert {a.key: a.value.string_value or a.value.int_value for a in found.attributes} == {
         "steps": 3,
         "model": "pets@2",
     }
+    assert found.trace_id.hex() == "0af7651916cd43dd8448eb211c80319c", "the client's trace goes on"
+    assert (replica.trace_id, replica.parent_span_id) == (found.trace_id, found.span_id), "and so does ours, elsewhere"
+    assert alone.trace_id != found.trace_id
+    assert (replica.status.code, replica.status.message) == (2, "ValueError")
+    assert not replica.events
+    assert b"secret" not in replica.SerializeToString()
+
+
+def test_what_is_carried_reaches_the_log_of_another_process() -> None:
+    record = logging.LogRecord("palimpsest.x", logging.INFO, "x.py", 1, "drawn", (), None)
+    with continuing(Carried("id-1")):
+        assert carried() == Carried("id-1")
+        with continuing(Carried("id-2")):
+            assert json.loads(JsonLines().format(record))["request_id"] == "id-2"
+        assert json.loads(JsonLines().format(record))["request_id"] == "id-1"
+    assert carried() == Carried()
 
 
 def _plain(body: bytes) -> bytes:

@@ -1,0 +1,70 @@
+"""Where the engine's time goes: when its parts run, by hooks on their networks."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from services.base_model import BaseModel
+
+_Span = tuple[float, float]
+
+
+class Profile:
+    """When the U-Net, the VAE's decoder and the text encoder of a base ran. Each runs in one thread at a time.
+
+    Attributes:
+        rows: of the U-Net's batch at each step.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        self._parts: Mapping[str, nn.Module] = {
+            "unet": base.unet,
+            "vae": base.vae.decoder,
+            "text_encoder": base.text_encoder,
+        }
+        self._spans: dict[str, list[_Span]] = {}
+        self.rows: list[int] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Begin anew, and take note until the end of the `with`."""
+        self._spans, self.rows = {name: [] for name in self._parts}, []
+        hooks = [hook for name, part in self._parts.items() for hook in self._hooks(name, part)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def seconds(self) -> dict[str, float]:
+        """Of each part; they overlap."""
+        return {name: sum(end - begin for begin, end in spans) for name, spans in self._spans.items()}
+
+    def covered(self, *parts: str) -> float:
+        """Seconds in which at least one of some parts ran."""
+        return length_of_union([span for part in parts for span in self._spans[part]])
+
+    def _hooks(self, name: str, part: nn.Module) -> list[Any]:
+        begun = [0.0]
+
+        def before(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if name == "unet":
+                self.rows.append(len(inputs[0]))
+            begun[0] = time.monotonic()
+
+        def after(*_: object) -> None:
+            self._spans[name].append((begun[0], time.monotonic()))
+
+        return [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+
+
+def length_of_union(spans: list[_Span]) -> float:
+    """Length of what some intervals cover together."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total

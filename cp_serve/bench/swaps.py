@@ -1,0 +1,239 @@
+"""`python -m cp_serve.bench.swaps -o DIR`: moves of `live` under load, on the stack that runs (`palimpsest up`).
+
+Two versions of a lineage made for it take turns as `live`, moved in MLflow itself as its own pages do it. Measured are
+the seconds from a move to the first picture by the version it moved to; then, while clients draw without a pause and
+`live` flips all the time: requests that failed, pictures that are not those of the version that the answer names, and
+the longest pause of the denoiser between two steps. The lineage is deleted from MLflow at the end.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import requests
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from cp_serve.bench import machine
+from cp_serve.bench.run import some_adapter
+from cp_serve.bench.systems import CONCEPT
+from services.adapter import Adapter, TrainingState, encode, file_refs
+from services.arguments import Parser
+from services.base_model import BaseModel, load_base
+from services.client import Client
+from services.errors import PalimpsestError
+from services.lineage import LIVE, Registry
+from services.manifest import Concept, Content, Manifest, Provenance
+from services.objects import open_store
+from services.runs import Server
+from services.settings import Settings, get_settings
+from services.versions import Verdict
+
+_PROMPT, _SEED, _STEPS = f"a photo of a <{CONCEPT}>", 7, 10
+_NEAR = 2
+
+
+@dataclass
+class Answers:
+    """What came of the requests under load."""
+
+    drawn: int = 0
+    torn: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def measure(settings: Settings, *, flips: int, moves: int, clients: int) -> dict[str, Any]:
+    """All figures."""
+    base, client = load_base(settings.base, device="cpu"), Client(settings.api)
+    with _lineage(settings, base) as lineage:
+        expected = {number: _draw(client, f"{lineage}@{number}") for number in (1, 2)}
+        if _apart(expected[1], expected[2]) <= 2 * _NEAR:
+            raise PalimpsestError("The two versions draw alike; nothing can be told from their pictures.")
+        first = [_seconds_to_first(settings, client, lineage, 2 - number % 2) for number in range(1, moves + 1)]
+        before, others = _histograms(settings), machine.Others()
+        answers = _under_load(settings, client, lineage, expected, flips=flips, clients=clients)
+        pauses = {name: _most(before[name], after) for name, after in _histograms(settings).items()}
+    return {
+        "moves": moves,
+        "first_picture_seconds": sorted(first),
+        "first_picture_seconds_median": median(first),
+        "first_picture_seconds_most": max(first),
+        "flips": flips,
+        "clients": clients,
+        "drawn": answers.drawn,
+        "failed": len(answers.failed),
+        "failures": answers.failed[:20],
+        "torn": answers.torn,
+        "longest_pause_at_most": pauses["palimpsest_pause_seconds"],
+        "longest_step_at_most": pauses["palimpsest_step_seconds"],
+        "others_cpu": others.share(),
+        "webhook": bool(settings.webhook_secret),
+        "machine": machine.describe(),
+    }
+
+
+@contextmanager
+def _lineage(settings: Settings, base: BaseModel) -> Iterator[str]:
+    """A lineage with two versions, for as long as it is needed."""
+    registry, name = Registry(settings, open_store(settings)), f"bench-{uuid4().hex[:12]}"
+    try:
+        for number in (1, 2):
+            _publish(registry, name, base, some_adapter(base, 4, number))
+        yield name
+    finally:
+        server = Server(settings.mlflow)
+        server.ask(server.client.delete_registered_model, name)
+
+
+def _publish(registry: Registry, lineage: str, base: BaseModel, adapter: Adapter) -> None:
+    run_id = registry.create_run(lineage, name="bench", params={}, tags={})
+    files = encode(adapter, TrainingState(adapter.down_PRD.abs(), adapter.up_KR.abs()), base.layout)
+    content = Content(
+        lineage=lineage,
+        base=base.ref,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        concepts=(Concept(name=CONCEPT, noun=CONCEPT),),
+        files=file_refs(files),
+    )
+    origin = Provenance(
+        parent=None,
+        parent_digest=None,
+        method="finetune",
+        settings={},
+        metrics={},
+        run_id=run_id,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    manifest = Manifest(digest=content.digest, content=content, provenance=origin)
+    rest = {"submission": uuid4().hex, "verdict": Verdict(passed=True), "job": ""}
+    registry.publish(lineage, run_id, manifest, files, check=lambda: None, **rest)  # type: ignore[arg-type]
+
+
+def _draw(client: Client, model: str, *, steps: int = _STEPS) -> "_Pixels":
+    return _pixels(client.generate(model, _PROMPT, seed=_SEED, steps=steps).pictures[0])
+
+
+_Pixels = np.ndarray[Any, np.dtype[np.int16]]
+
+
+def _pixels(file: bytes) -> _Pixels:
+    return np.asarray(Image.open(BytesIO(file)), dtype=np.int16)
+
+
+def _apart(one: _Pixels, other: _Pixels) -> int:
+    return int(np.abs(one - other).max())
+
+
+def _move(settings: Settings, lineage: str, number: int) -> None:
+    server = Server(settings.mlflow)
+    server.ask(server.client.set_registered_model_alias, lineage, LIVE, str(number))
+
+
+def _seconds_to_first(settings: Settings, client: Client, lineage: str, number: int) -> float:
+    """From before the alias is moved to the first picture by that version."""
+    begun = time.monotonic()
+    _move(settings, lineage, number)
+    while True:
+        try:
+            if client.generate(lineage, _PROMPT, seed=_SEED, steps=1).model == f"{lineage}@{number}":
+                return time.monotonic() - begun
+        except PalimpsestError:  # it was never live before
+            time.sleep(0.02)
+
+
+def _under_load(
+    settings: Settings, client: Client, lineage: str, expected: dict[int, _Pixels], *, flips: int, clients: int
+) -> Answers:
+    answers, lock, done = Answers(), threading.Lock(), threading.Event()
+
+    def draw_on() -> None:
+        while not done.is_set():
+            try:
+                found = client.generate(lineage, _PROMPT, seed=_SEED, steps=_STEPS)
+            except PalimpsestError as error:
+                with lock:
+                    answers.failed.append(error.message)
+                continue
+            number = int(found.model.removeprefix(f"{lineage}@"))
+            torn = _apart(_pixels(found.pictures[0]), expected[number]) > _NEAR
+            with lock:
+                answers.drawn, answers.torn = answers.drawn + 1, answers.torn + torn
+
+    with ThreadPoolExecutor(clients) as pool:
+        drawing = [pool.submit(draw_on) for _ in range(clients)]
+        try:
+            for flip in range(flips):
+                _move(settings, lineage, 1 + flip % 2)
+        finally:
+            done.set()
+        for future in drawing:
+            future.result()
+    return answers
+
+
+def _histograms(settings: Settings) -> dict[str, dict[float, float]]:
+    """Upper bound -> observations up to it, of pauses and steps of all replicas."""
+    found: dict[str, dict[float, float]] = {"palimpsest_pause_seconds": {}, "palimpsest_step_seconds": {}}
+    text = requests.get(f"{settings.api}/metrics", timeout=60).text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if family.name in found and sample.name.endswith("_bucket"):
+                bound = float(sample.labels["le"])
+                found[family.name][bound] = found[family.name].get(bound, 0.0) + sample.value
+    return found
+
+
+def _most(before: dict[float, float], after: dict[float, float]) -> float:
+    """The least bound that no observation since `before` exceeds, in seconds; 0 if there was none."""
+    since = {bound: count - before.get(bound, 0.0) for bound, count in after.items()}
+    total = since.get(float("inf"), 0.0)
+    return min((bound for bound, count in since.items() if count == total), default=0.0) if total else 0.0
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Markdown."""
+    middle, most = results["first_picture_seconds_median"], results["first_picture_seconds_most"]
+    how = "webhook and polling" if results["webhook"] else "polling alone"
+    return f"""### Swaps under load
+
+First picture by a version after its alias moved in MLflow ({how}): median {middle:.2f} s, at most {most:.2f} s of
+{results["moves"]} moves. {results["flips"]} flips while {results["clients"]} clients drew {results["drawn"]} pictures:
+{results["failed"]} requests failed, {results["torn"]} pictures were not those of the version named. Pauses of the
+denoiser took at most {results["longest_pause_at_most"]:g} s, its steps at most {results["longest_step_at_most"]:g} s
+(bounds of histograms). Other processes, the stack's own among them, took {results["others_cpu"]:.0%} of the CPU.
+"""
+
+
+def main() -> int:
+    """Parse, measure, write `swaps.json` and `swaps.md`."""
+    parser = Parser(prog="python -m cp_serve.bench.swaps", description="Moves of `live` under load.")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
+    for name, default in {"flips": 500, "moves": 20, "clients": 4}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    try:
+        flags = parser.parse_args()
+        results = measure(get_settings(), flips=flags.flips, moves=flags.moves, clients=flags.clients)
+    except PalimpsestError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    flags.out.mkdir(parents=True, exist_ok=True)
+    (flags.out / "swaps.json").write_text(json.dumps(results, indent=2) + "\n")
+    (flags.out / "swaps.md").write_text(summary(results))
+    print(summary(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Load makes the denoiser grow, and quiet makes it shrink again; no request is lost on the way."""
+
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.house import PATIENCE, House, wait_until
+
+PREFIX = "/scaled"
+SCRIPT = f"""
+import sys
+import ray
+from ray import serve
+from cp_serve.app import application
+from services.settings import Settings
+settings = Settings()
+ray.init(address=f"{{settings.host}}:{{settings.ray_port}}", log_to_driver=False, logging_level="warning")
+if sys.argv[1] == "up":
+    serve.run(application(settings), name="scaled", route_prefix="{PREFIX}")
+else:
+    serve.delete("scaled")
+"""
+
+
+@pytest.fixture
+def url(house: House) -> Iterator[str]:
+    """A second application on the same cluster, with a small batch, that may grow to two replicas."""
+    grown = {"PALIMPSEST_MAX_REPLICAS": "2", "PALIMPSEST_MAX_BATCH": "2", "PALIMPSEST_DOWNSCALE_SECONDS": "1"}
+    for what in ("up", "down"):
+        command = [sys.executable, "-c", SCRIPT, what]
+        done = subprocess.run(command, env=house.environment | grown, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        if what == "up":
+            yield f"{house.settings.api}{PREFIX}"
+
+
+def replicas(url: str) -> int:
+    """Denoisers that are ready: each tells its own figures."""
+    text = requests.get(f"{url}/metrics", timeout=PATIENCE).text
+    return len(set(re.findall(r'^palimpsest_steps_total{replica="(\w+)"}', text, re.MULTILINE)))
+
+
+def test_the_denoiser_grows_with_the_load_and_shrinks_without_it(url: str) -> None:
+    answers: Counter[int] = Counter()
+    lock, crowd, everybody = threading.Lock(), threading.Event(), threading.Event()
+
+    def draw_on(person: int, leave: threading.Event) -> None:
+        body = {"model": "base", "prompt": "a fox", "steps": 20, "user": f"person {person}"}
+        while not leave.is_set():
+            status = requests.post(f"{url}/v1/images/generations", json=body, timeout=PATIENCE).status_code
+            with lock:
+                answers[status] += 1
+
+    assert replicas(url) == 1
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            drawing = [pool.submit(draw_on, person, everybody if person == 0 else crowd) for person in range(8)]
+            wait_until(lambda: replicas(url) == 2)
+            crowd.set()
+            wait_until(lambda: replicas(url) == 1)
+        finally:
+            crowd.set()
+            everybody.set()
+        for future in drawing:
+            future.result()
+    assert answers.keys() == {200}, answers

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cp_train.data import cached_latents
 from cp_train.denoise import Denoising, Pictures
 from cp_train.evaluation.draw import draw, grid
-from cp_train.evaluation.evidence import Evidence, Examination, shown
+from cp_train.evaluation.evidence import Evidence, Examination
 from cp_train.evaluation.features import gate_features
 from cp_train.evaluation.gate import Limits, judge, unsound
 from cp_train.evaluation.metrics import dc_accuracy, denoising_loss
@@ -157,27 +157,19 @@ class Task:
         return accumulate(self.fisher, new, gamma=config.fisher.gamma)
 
     def finish(self, settings: Settings) -> Learned:
-        """Weigh what matters (Fisher information), draw the new concept and what changed most, judge.
-
-        The time of it does not depend on how many concepts the version knows, but for a pass of the text encoder.
-        """
+        """Weigh what matters (Fisher information), draw every concept so far, judge."""
         plan, adapter, fisher = self.plan, self.adapter(), self.fisher_information()
-        drawn = self.shown(adapter)
-        pictures = draw(self.base, adapter, [plain_prompt(concept) for concept in drawn], SAMPLE_SEEDS)
+        pictures = draw(self.base, adapter, [plain_prompt(c) for c in plan.concepts], SAMPLE_SEEDS)
         files = adapter_files.encode(adapter, fisher, self.base.layout)
-        reasons = unsound(adapter, fisher, pictures, [concept.name for concept in drawn])
+        reasons = unsound(adapter, fisher, pictures, [concept.name for concept in plan.concepts])
         if reasons:
             return Learned(files, grid(pictures), Verdict(False, tuple(reasons)), {})
         evidence = self.evidence(adapter, pictures, settings.gate_features)
         verdict = judge(evidence, Limits.of(settings), plan.concept.name)
         return Learned(files, grid(pictures), verdict, self._metrics(adapter) | evidence.metrics())
 
-    def shown(self, adapter: Adapter) -> list[Concept]:
-        """The concepts on the sample grid of an adapter, the new one last."""
-        return shown(self.base, self.parent, adapter, self.plan.earlier, self.plan.concept)
-
     def evidence(self, adapter: Adapter, pictures_PSHWC: Tensor, features: str) -> Evidence:
-        """What the gate judges an adapter by, given its pictures of the shown concepts from the sample seeds."""
+        """What the gate judges an adapter by, given its pictures of every concept from the sample seeds."""
         return Examination(
             base=self.base,
             features=gate_features(features, self.base),

@@ -98,7 +98,7 @@ class Examination:
     Attributes:
         earlier: the concepts that the parent knows.
         concept: the new one, and `latents_NCHW` of its images.
-        pictures_PSHWC: the candidate's plain prompts drawn, of the concepts that `shown` names.
+        pictures_PSHWC: the candidate's plain prompts drawn: every earlier concept, then the new one.
         seeds: from which these were drawn.
         tau: of the diffusion-classifier scores.
     """
@@ -117,15 +117,16 @@ class Examination:
     def evidence(self) -> Evidence:
         """Measure everything."""
         kv = self.kv_drift()
-        *judged, _ = shown(self.base, self.parent, self.candidate, self.earlier, self.concept)
+        worst = sorted(kv, key=lambda name: kv[name], reverse=True)[:MOST]
+        judged = [concept for concept in self.earlier if concept.name in worst]
         prompts = [plain_prompt(concept) for concept in judged]
         drawn = draw(self.base, self.parent, prompts, self.seeds) if judged else ()
-        ours = self.pictures_PSHWC[:-1]
-        pairs = {c.name: pair for c, *pair in zip(judged, drawn, ours, strict=True)}
+        place = {concept.name: index for index, concept in enumerate(self.earlier)}
+        pairs = {c.name: (theirs, self.pictures_PSHWC[place[c.name]]) for c, theirs in zip(judged, drawn, strict=True)}
         told = {c.name: self._told_apart(c, judged, pairs[c.name][0]) for c in judged}
         return Evidence(
             kv=kv,
-            base_kv=kv_changes(self.base, self.parent, self.candidate, GENERIC_PROMPTS).max().item(),
+            base_kv=self._kv_change(GENERIC_PROMPTS).max().item(),
             drift={name: self._drift(*pair) for name, pair in pairs.items()},
             dc_accuracy={name: candidate for name, (_, candidate) in told.items()},
             dc_drop={name: parent - candidate for name, (parent, candidate) in told.items()},
@@ -136,7 +137,22 @@ class Examination:
 
     def kv_drift(self) -> dict[str, float]:
         """Relative change of every earlier concept's keys and values."""
-        return concept_changes(self.base, self.parent, self.candidate, self.earlier)
+        if not self.earlier:
+            return {}
+        change = self._kv_change([plain_prompt(concept) for concept in self.earlier]).tolist()
+        return {concept.name: value for concept, value in zip(self.earlier, change, strict=True)}
+
+    def _kv_change(self, prompts: Sequence[str]) -> Tensor:
+        """|kv' - kv| / |kv| of each prompt, [P]; a few at once, for a lineage may be long."""
+        starts = range(0, len(prompts), AT_ONCE)
+        return torch.cat([self._kv_change_of(prompts[start : start + AT_ONCE]) for start in starts])
+
+    def _kv_change_of(self, prompts: Sequence[str]) -> Tensor:
+        keys = self.base.layout.total  # behind them is what no adapter changes (`second_encoder.py`)
+        packed = (condition(self.base, prompts, adapter) for adapter in (self.parent, self.candidate))
+        old, new = (kv_PLK[..., :keys].flatten(1) for kv_PLK in packed)
+        change_P: Tensor = (new - old).norm(dim=1) / old.norm(dim=1)
+        return change_P
 
     def _drift(self, parent_SHWC: Tensor, candidate_SHWC: Tensor) -> Drift:
         x, y = self.features.images(parent_SHWC), self.features.images(candidate_SHWC)
@@ -166,34 +182,6 @@ class Examination:
     def _new_loss(self) -> float:
         learned = denoising_loss(self.base, self.candidate, self.latents_NCHW, plain_prompt(self.concept))
         return learned / denoising_loss(self.base, self.parent, self.latents_NCHW, _prior(self.concept))
-
-
-def shown(
-    base: BaseModel, parent: Adapter, candidate: Adapter, earlier: Sequence[Concept], concept: Concept
-) -> list[Concept]:
-    """What is drawn and looked at: the earlier concepts that changed most, in the order learned, then the new one."""
-    kv = concept_changes(base, parent, candidate, earlier)
-    worst = sorted(kv, key=lambda name: kv[name], reverse=True)[:MOST]
-    return [*(old for old in earlier if old.name in worst), concept]
-
-
-def concept_changes(
-    base: BaseModel, parent: Adapter, candidate: Adapter, concepts: Sequence[Concept]
-) -> dict[str, float]:
-    """Relative change of the keys and values of some concepts' plain prompts, by name."""
-    change = kv_changes(base, parent, candidate, [plain_prompt(concept) for concept in concepts]).tolist()
-    return {concept.name: value for concept, value in zip(concepts, change, strict=True)}
-
-
-def kv_changes(base: BaseModel, parent: Adapter, candidate: Adapter, prompts: Sequence[str]) -> Tensor:
-    """|kv' - kv| / |kv| of each prompt, [P]; a few at once, for a lineage may be long."""
-    keys = base.layout.total  # behind them is what no adapter changes (`second_encoder.py`)
-    found = [torch.empty(0)]
-    for start in range(0, len(prompts), AT_ONCE):
-        packed = (condition(base, prompts[start : start + AT_ONCE], adapter) for adapter in (parent, candidate))
-        old, new = (kv_PLK[..., :keys].flatten(1) for kv_PLK in packed)
-        found.append(((new - old).norm(dim=1) / old.norm(dim=1)).cpu())
-    return torch.cat(found)
 
 
 def _prior(concept: Concept) -> str:

@@ -50,7 +50,7 @@ class Limits:
 
 
 def unsound(adapter: Adapter, fisher: TrainingState, pictures_PSHWC: Tensor, concepts: list[str]) -> list[str]:
-    """Reasons against a version by its tensors and the pictures of some concepts, [concepts, seeds, H, W, 3] in 0..255.
+    """Reasons against a version by its tensors and the pictures of all concepts, [concepts, seeds, H, W, 3] in 0..255.
 
     Fisher information that is not finite is refused too: nothing could be learned on top of such a version.
     """

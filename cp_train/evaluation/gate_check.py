@@ -80,7 +80,7 @@ def spoiled(config: LearningConfig) -> LearningConfig:
 def examine(task: Task, adapter: Adapter) -> tuple[Evidence, Verdict, float]:
     """What the gate says of an adapter that a task made, and how many seconds it took without the sample grid."""
     settings, plan = get_settings(), task.plan
-    pictures = draw(task.base, adapter, [plain_prompt(concept) for concept in task.shown(adapter)], SAMPLE_SEEDS)
+    pictures = draw(task.base, adapter, [plain_prompt(concept) for concept in plan.concepts], SAMPLE_SEEDS)
     started = time.monotonic()
     evidence = task.evidence(adapter, pictures, settings.gate_features)
     seconds = time.monotonic() - started

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from cp_train.denoise import LoopConfig
-from cp_train.evaluation import evidence
 from cp_train.fisher import FisherConfig
 from cp_train.methods import PRODUCT
 from cp_train.methods.dsc import DSCConfig
@@ -87,20 +86,6 @@ def test_what_is_learned_can_be_published_and_continues_its_parent(any_base: Bas
     assert set(learned.metrics) == {"denoising_loss", "dc_accuracy", "new.similarity", "new.loss"} | base | judged
     with Image.open(BytesIO(learned.grid)) as grid:
         assert grid.size == (4 * 16, (earlier + 1) * 16)
-
-
-def test_the_sample_grid_of_a_long_lineage_has_what_changed_most_and_the_new_concept(
-    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evidence, "MOST", 2)
-    task = task_of(plan_of(tiny_base, CONFIG, earlier=4), tiny_base)
-    task.train(ignore, None)
-    learned = task.finish(LENIENT)
-    kv = {f"c{n}": learned.metrics[f"drift.c{n}.kv"] for n in range(4)}
-    worst = sorted(sorted(kv, key=lambda name: kv[name])[2:])
-    assert [concept.name for concept in task.shown(task.adapter())] == [*worst, "my-mug"]
-    with Image.open(BytesIO(learned.grid)) as grid:
-        assert grid.size == (4 * 16, 3 * 16)
 
 
 def test_a_task_resumed_by_another_worker_learns_the_same_files(tiny_base: BaseModel) -> None:

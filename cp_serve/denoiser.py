@@ -45,9 +45,14 @@ class Denoiser:
         self.registry = Registry(settings, open_store(settings))
         self.bank = Bank(self.registry, self.base, max_bytes=settings.bank_bytes, metrics=self.measured)
         self.engine = _engine(self.base, settings, self.measured)
-        self.follower = Follower(self.registry, self.bank, seconds=settings.follow_seconds, metrics=self.measured)
-        self._chooser = Chooser(self.registry, self.bank, self.follower.rollout, self.measured)
         self._prompts = Prompts(self.base, max_bytes=settings.prompt_bytes, metrics=self.measured)
+        self.follower = Follower(
+            *(self.registry, self.bank),
+            seconds=settings.follow_seconds,
+            metrics=self.measured,
+            forget=self._prompts.forget,
+        )
+        self._chooser = Chooser(self.registry, self.bank, self.follower.rollout, self.measured)
         self._conditioning = ThreadPoolExecutor(1, thread_name_prefix="condition")
         self._classifying = ThreadPoolExecutor(1, thread_name_prefix="classify")
         self.follower.start()

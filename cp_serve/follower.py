@@ -7,7 +7,7 @@ and a lineage's canary, is fetched ahead, so that a promotion has nothing to wai
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 from cp_serve.bank import Bank
@@ -41,14 +41,31 @@ class Refusal:
 class Follower:
     """A thread that looks at the registry every `seconds`, and when it is told to.
 
+    Args:
+        registry: what is followed.
+        bank: what follows.
+        seconds: between two looks.
+        metrics: where to count.
+        forget: called at every look with the versions, (lineage, number), that were deleted for good, so that whoever
+            else keeps something of them lets it go.
+
     Attributes:
         refused: lineage -> why its live version is not served; the one before stays. Tried again now and then.
         rollout: the canaries whose versions are here and sound.
         synced: set once every live version was loaded or refused.
     """
 
-    def __init__(self, registry: Registry, bank: Bank, *, seconds: float, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        bank: Bank,
+        *,
+        seconds: float,
+        metrics: Metrics | None = None,
+        forget: Callable[[Set[tuple[str, int]]], None] = lambda _: None,
+    ) -> None:
         self._registry, self._bank, self._seconds = registry, bank, seconds
+        self._forget_elsewhere = forget
         self._metrics = metrics or Metrics()
         self.refused: dict[str, Refusal] = {}  # replaced, never changed: others read it
         self.rollout = Rollout()
@@ -107,6 +124,7 @@ class Follower:
         created = {name: target.created for name, target in targets.items()}
         for lineage in self._bank.keep(wanted, created):
             log.info("%s has no live version any more", lineage)
+        self._forget(targets)
         missing = None
         for lineage in self._moved(wanted):
             try:
@@ -116,6 +134,13 @@ class Follower:
         self._fetch_ahead(targets)
         if missing:
             raise missing
+
+    def _forget(self, targets: Mapping[str, Targets]) -> None:
+        """Let go of what was deleted for good. At every look: a request that began before may bring a version back."""
+        deleted = {(name, number) for name, target in targets.items() for number in target.deleted}
+        if deleted:
+            self._bank.forget(deleted)
+            self._forget_elsewhere(deleted)
 
     def _fetch_ahead(self, targets: Mapping[str, Targets]) -> None:
         """Have candidates and canaries ready; canaries that are not sound, or failed their gate, get no requests."""

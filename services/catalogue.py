@@ -58,8 +58,8 @@ class Catalogue(Runs):
 
     def deleted(self) -> dict[str, frozenset[int]]:
         """Lineage -> versions that were deleted, of which nobody may keep a copy; a single call to MLflow."""
-        told = {model.name: model.tags.get(DELETED_TAG, "") for model in self._models()}
-        return {name: frozenset(map(int, _DECIMAL.findall(text))) for name, text in told.items() if text}
+        found = {model.name: _deleted(model) for model in self._models()}
+        return {name: numbers for name, numbers in found.items() if numbers}
 
     def canary(self, lineage: str) -> Canary | None:
         """The lineage's canary, if it has one. Raises as `aliases` does."""
@@ -246,4 +246,9 @@ def _numbers(model: Any) -> dict[str, int]:
 def _targets(model: Any) -> Targets:
     aliases = _numbers(model)
     canary = canary_of(aliases, model.tags)
-    return Targets(aliases.get(LIVE), aliases.get(CANDIDATE), canary, int(model.creation_timestamp))
+    created, deleted = int(model.creation_timestamp), _deleted(model)
+    return Targets(aliases.get(LIVE), aliases.get(CANDIDATE), canary, created, deleted)
+
+
+def _deleted(model: Any) -> frozenset[int]:
+    return frozenset(map(int, _DECIMAL.findall(model.tags.get(DELETED_TAG, ""))))

@@ -47,6 +47,14 @@ class Catalogue(Runs):
         """Names of the lineages that have a version, sorted."""
         return sorted(model.name for model in self._models() if model.latest_versions)
 
+    def exists(self, lineage: str) -> bool:
+        """Whether there is such a lineage, or something else in MLflow that is called so."""
+        try:
+            self._server.ask(self._client.get_registered_model, check_name(lineage, "lineage"))
+        except NotFoundError:
+            return False
+        return True
+
     def live_versions(self) -> dict[str, int]:
         """Lineage -> number of its `live` version, where there is one; a single call to MLflow."""
         models = self._models()
@@ -155,6 +163,19 @@ class Catalogue(Runs):
         folder, manifest = self._verified(lineage, number)
         names = tuple(manifest.content.files)
         check_digests(manifest.content, {name: self._read(folder, name) for name in names}, names)
+
+    def check_base(self, lineage: str, base: BaseRef) -> None:
+        """Make sure that a lineage may be learned on with a base: all of its versions belong to that one.
+
+        Raises:
+            RefusedError: they belong to another.
+        """
+        others = {version.base_revision for version in self.versions(lineage)} - {base.revision}
+        if others:
+            raise RefusedError(
+                f"`{lineage}` belongs to another base model ({min(others)}), but this is {base.id} ({base.revision}): "
+                "set PALIMPSEST_BASE back, or learn in another lineage."
+            )
 
     def fetch(self, lineage: str, number: int, *, layout: Layout, base: BaseRef) -> tuple[Manifest, Adapter]:
         """A version, read from the store and verified.

@@ -4,9 +4,12 @@
     ├── InputError                  422     invalid_value           a field, flag or prompt is not acceptable
     │   ├── TooLargeError           413     too_large
     │   └── UnsupportedImageError   415     unsupported_image
+    ├── UnauthorizedError           401     unauthorized            no token, or none that is valid
+    ├── ForbiddenError              403     forbidden               the token's owner may not do that
     ├── NotFoundError               404     not_found               lineage, version, concept, job, object
     ├── ConflictError               409     conflict                somebody else was first
     ├── RefusedError                409     refused                 an adapter or base that must not be used
+    ├── QuotaError                  429     rate_limit_exceeded     a person's share is used up; retry_after says when
     ├── BusyError                   503     busy                    the queue is full; retry_after says when
     ├── UnavailableError            503     unavailable             MLflow, S3 or Ray does not answer
     └── DeadlineError               504     deadline_exceeded
@@ -64,6 +67,18 @@ class UnsupportedImageError(InputError):
     status, code = 415, "unsupported_image"
 
 
+class UnauthorizedError(PalimpsestError):
+    """No token, or none that is valid."""
+
+    status, code, type = 401, "unauthorized", "authentication_error"
+
+
+class ForbiddenError(PalimpsestError):
+    """The token's owner may not do that."""
+
+    status, code, type = 403, "forbidden", "permission_error"
+
+
 class NotFoundError(PalimpsestError):
     """No such lineage, version, concept, job or object."""
 
@@ -80,6 +95,12 @@ class RefusedError(PalimpsestError):
     """An adapter, source or base that failed verification and must not be used."""
 
     status, code, type = 409, "refused", "invalid_request_error"
+
+
+class QuotaError(PalimpsestError):
+    """A person has had their share for now."""
+
+    status, code, type = 429, "rate_limit_exceeded", "rate_limit_error"
 
 
 class BusyError(PalimpsestError):

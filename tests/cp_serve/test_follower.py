@@ -19,7 +19,6 @@ from services.errors import InputError, NotFoundError, RefusedError, Unavailable
 from services.lineage import LIVE, Registry
 from services.manifest import ADAPTER_FILE, BaseRef, sha256
 from services.objects import open_store
-from services.retention import Retention
 from services.settings import Settings
 from tests.cp_serve.drawings import PATIENCE
 from tests.cp_serve.versions import adapter_of, publish
@@ -255,32 +254,6 @@ def test_a_name_that_was_deleted_and_made_again_draws_its_own_versions(rooms: Ro
     assert new
     assert new.number == old.number == 1
     assert new.digest != old.digest
-
-
-def test_a_deleted_version_leaves_every_replica(rooms: Rooms, mlflow_server: Settings) -> None:
-    """Live or asked for by number, even while a request holds it; its number answers as one that never was."""
-    for seed in (1, 2, 3):
-        rooms.publish(seed)
-    rooms.follower.look()
-    second = rooms.bank.get(rooms.lineage, 2)
-    rooms.registry.set_live(rooms.lineage, 1)
-    rooms.follower.look()
-    told: set[tuple[str, int]] = set()
-    follower = Follower(rooms.follower._registry, rooms.bank, seconds=9, forget=told.update)
-    keeper = Retention(mlflow_server, open_store(mlflow_server))
-    with rooms.bank.hold(second):
-        keeper.delete(rooms.lineage, 2)
-        keeper.delete(rooms.lineage, 3)
-        follower.look()
-    assert told == {(rooms.lineage, 2), (rooms.lineage, 3)}
-    for number in (2, 3):
-        with pytest.raises(NotFoundError):
-            rooms.bank.get(rooms.lineage, number, anew=True)
-    with rooms.bank.hold(second):
-        follower.look()
-    with pytest.raises(NotFoundError):
-        rooms.bank.get(rooms.lineage, 2, anew=True)
-    assert rooms.served == 1
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ log = logging.getLogger("palimpsest.http")
 
 MAX_BODY_BYTES = 64 * 2**10
 """Of a body that is not an upload."""
-STATUSES = (400, 401, 404, 405, 408, 409, 413, 415, 422, 429, 500, 503, 504)
+STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in STATUSES}
 _BAD_REQUEST, _NOT_JSON, _INVALID, _GONE = 400, 415, 422, 499
 _TRY_AGAIN = {429, 503}

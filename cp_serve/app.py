@@ -1,5 +1,7 @@
 """The Ray Serve application: an HTTP ingress in front of the denoiser's replicas."""
 
+import logging
+import threading
 from typing import Any
 
 import ray
@@ -11,10 +13,13 @@ from cp_serve.denoiser import Denoiser
 from cp_serve.house import House
 from cp_serve.http import build_app
 from cp_serve.janitor import sweep_forever
+from services.errors import PalimpsestError
 from services.lineage import Registry
 from services.objects import open_store
+from services.patience import outlast
 from services.settings import Settings
 from services.telemetry import configure_logging, configure_traces
+from services.webhook import ensure_webhook
 
 NAME = "palimpsest"
 _DRAIN_SECONDS = 10.0
@@ -22,6 +27,9 @@ _DRAIN_SECONDS = 10.0
 _LOOK_SECONDS, _UPSCALE_SECONDS = 15.0, 5.0
 """Over what the load is averaged, and how long it must be too much. Serve's own 30 seconds each would fill the queue
 before a new replica is even begun."""
+_HOOK_SECONDS = 3600.0
+"""For which MLflow is waited for at the start."""
+log = logging.getLogger("palimpsest.http")
 
 
 @serve.ingress()
@@ -39,9 +47,19 @@ class Api:
             "answers": house.answers.expire,
         }
         sweep_forever(sweeps)
+        threading.Thread(target=_hook_up, args=(settings,), name="webhook", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> object:
         return build_app(self.house, echo=False)
+
+
+def _hook_up(settings: Settings) -> None:
+    """Set MLflow's webhook up, as soon as MLflow answers. Without it polling does."""
+    try:
+        if outlast(lambda: ensure_webhook(settings), seconds=_HOOK_SECONDS, say=log.warning):
+            log.info("MLflow tells of moves at %s", settings.webhook_url)
+    except PalimpsestError as error:
+        log.warning("there is no webhook, so moves are seen by polling alone: %s", error.message)
 
 
 def application(settings: Settings) -> serve.Application:

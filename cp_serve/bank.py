@@ -8,7 +8,7 @@ dropped, least recently used first, live versions last, and never what a running
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -161,6 +161,13 @@ class Bank:
             self._turns = {key: turn for key, turn in self._turns.items() if turn.locked()}
             self._created = dict(created)
         return gone
+
+    def forget(self, deleted: Set[tuple[str, int]]) -> None:
+        """Drop versions that were deleted for good, live or not. A request that draws with one keeps it to its end."""
+        with self._lock:
+            for key in deleted & self._slots.keys():
+                self._drop(key)
+            self._live = {name: number for name, number in self._live.items() if (name, number) not in deleted}
 
     def measure(self) -> None:
         """Bring the gauges up to date."""

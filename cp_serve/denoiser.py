@@ -53,13 +53,18 @@ class Denoiser:
         self.registry = Registry(settings, open_store(settings))
         self.bank = Bank(self.registry, self.base, max_bytes=settings.bank_bytes, metrics=self.measured)
         self.engine = _engine(self.base, settings, self.measured)
-        self.follower = Follower(self.registry, self.bank, seconds=settings.follow_seconds, metrics=self.measured)
+        self._prompts = Prompts(self.base, max_bytes=settings.prompt_bytes, metrics=self.measured)
+        self.follower = Follower(
+            *(self.registry, self.bank),
+            seconds=settings.follow_seconds,
+            metrics=self.measured,
+            forget=self._prompts.forget,
+        )
         self._chooser = Chooser(
             *(self.registry, self.bank, self.follower.rollout, self.measured),
             seen=lambda: self.follower.seen,
             returned=self.follower.hint,
         )
-        self._prompts = Prompts(self.base, max_bytes=settings.prompt_bytes, metrics=self.measured)
         self._conditioning = ThreadPoolExecutor(1, thread_name_prefix="condition")
         self._classifying = Line("classify", _CLASSIFYING)
         self.follower.start()

@@ -10,7 +10,7 @@ its own lineage and no other. Pointers are moved only by the thread that looks, 
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -54,6 +54,8 @@ class Follower:
         seconds: between two looks.
         patience: seconds that a look waits for versions that have just become live; they may come later, too.
         metrics: where to count.
+        forget: called at every look with the versions, (lineage, number), that were deleted for good, so that whoever
+            else keeps something of them lets it go.
 
     Attributes:
         seen: what the registry said at the last look; replaced, never changed.
@@ -70,8 +72,10 @@ class Follower:
         seconds: float,
         patience: float = 0.5,
         metrics: Metrics | None = None,
+        forget: Callable[[Set[tuple[str, int]]], None] = lambda _: None,
     ) -> None:
         self._registry, self._bank, self._seconds, self._patience = registry, bank, seconds, patience
+        self._forget_elsewhere = forget
         self._metrics = metrics or Metrics()
         self.seen: Mapping[str, Targets] = {}
         self.refused: dict[str, Refusal] = {}  # replaced, never changed: others read it
@@ -142,6 +146,7 @@ class Follower:
         created = {name: target.created for name, target in targets.items()}
         for lineage in self._bank.keep(wanted, created):
             log.info("%s has no live version any more", lineage)
+        self._forget(targets)
         missing = self._follow_live(wanted)
         self._look_ahead(targets)
         if missing:
@@ -170,6 +175,13 @@ class Follower:
         self._bank.point(lineage, number)
         self.refused = {name: refusal for name, refusal in self.refused.items() if name != lineage}
         log.info("%s is now served by version %d", lineage, number)
+
+    def _forget(self, targets: Mapping[str, Targets]) -> None:
+        """Let go of what was deleted for good. At every look: a request that began before may bring a version back."""
+        deleted = {(name, number) for name, target in targets.items() for number in target.deleted}
+        if deleted:
+            self._bank.forget(deleted)
+            self._forget_elsewhere(deleted)
 
     def _look_ahead(self, targets: Mapping[str, Targets]) -> None:
         """Have candidates and canaries ready; canaries that are not sound, or failed their gate, get no requests."""

@@ -10,9 +10,11 @@ from cp_serve.pictures import Pictures
 from cp_serve.replicas import Replicas
 from cp_serve.signing import Signer, load_key
 from cp_serve.traffic import Traffic
+from services.auth import Door, People
 from services.intake import Intake
 from services.lineage import Registry
 from services.objects import ObjectStore
+from services.quotas import Buckets, Quota
 from services.settings import Settings
 
 _UPLOADS = 2
@@ -64,6 +66,26 @@ class House:
         settings = self.settings
         patience = settings.deadline_seconds + settings.body_seconds
         return Answers(self.store, self.signer, seconds=settings.answer_seconds, patience=patience)
+
+    @cached_property
+    def people(self) -> People:
+        """Everybody who has a token."""
+        return People(self.store)
+
+    @cached_property
+    def door(self) -> Door:
+        """Who knows people by their tokens."""
+        return Door(self.people, watch_token=self.settings.watch_token)
+
+    @cached_property
+    def pictures_quota(self) -> Buckets:
+        """Everybody's share of the drawing."""
+        return Buckets(Quota("pictures", self.settings.quota_pictures, 3600.0))
+
+    @cached_property
+    def concepts_quota(self) -> Buckets:
+        """Everybody's share of the learning."""
+        return Buckets(Quota("concepts", self.settings.quota_concepts, 86400.0))
 
     @cached_property
     def uploads(self) -> asyncio.Semaphore:

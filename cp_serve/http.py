@@ -1,6 +1,6 @@
 """The HTTP application over a house: routes, what every request passes through, and every error in OpenAI's shape."""
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect
 
 from cp_serve import answers
 from cp_serve.answers import ERRORS, MAX_BODY_BYTES
+from cp_serve.guard import SCHEME, Guard
 from cp_serve.house import House
 from cp_serve.middleware import BodyLimit, RequestScope
 from cp_serve.routes import classify, concepts, health, hooks, images, jobs, lineages, models, pages
@@ -27,11 +28,19 @@ def build_app(house: House, *, echo: bool = True) -> FastAPI:
     """
     # A redirect for a slash at the end would lead to whatever the Host header says.
     # Its documentation page asks no third party for its scripts.
-    app = FastAPIOffline(title="Palimpsest", version="1", redoc_url=None, responses=ERRORS, redirect_slashes=False)
+    app = FastAPIOffline(
+        title="Palimpsest",
+        version="1",
+        redoc_url=None,
+        responses=ERRORS,
+        redirect_slashes=False,
+        dependencies=[Security(SCHEME)],
+    )
     app.state.house = house
     for module in _ROUTES:
         app.include_router(module.router)
     app.add_middleware(BodyLimit, seconds=house.settings.body_seconds)
+    app.add_middleware(Guard, house=house)
     app.add_middleware(RequestScope, traffic=house.traffic, echo=echo)
     app.add_exception_handler(PalimpsestError, answers.known)
     app.add_exception_handler(RequestValidationError, answers.invalid)

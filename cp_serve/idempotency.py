@@ -2,9 +2,10 @@
 
 Whoever comes first with a key claims it in the store (one conditional write, so it holds for all replicas of the
 ingress and over a restart), and leaves the answer there. The record is `answers/<expires>-<digest of the key>.json`
-with the digest of the request; neither the key nor the request can be read from it. A claim whose holder died is given
-up after `patience`; what failed is not kept, so that it can be tried again. (After the IETF's draft
-draft-ietf-httpapi-idempotency-key-header: 422 for another request under a used key, 409 while the first is under way.)
+with the digest of the request; neither the key nor the request can be read from it. The same key of two people is two
+keys. A claim whose holder died is given up after `patience`; what failed is not kept, so that it can be tried again.
+(After the IETF's draft draft-ietf-httpapi-idempotency-key-header: 422 for another request under a used key, 409 while
+the first is under way.)
 """
 
 import json
@@ -34,12 +35,13 @@ class Answers:
     def __init__(self, store: ObjectStore, signer: Signer, *, seconds: float, patience: float) -> None:
         self._store, self._signer, self._seconds, self._patience = store, signer, seconds, patience
 
-    def claim(self, key: str, request: str) -> Any:
+    def claim(self, key: str, request: str, *, person: str = "") -> Any:
         """Begin a request under a key: None if it is to be carried out now, else the answer that it had.
 
         Args:
             key: the header's value.
             request: what is asked for, as one text.
+            person: who asks; empty where nobody has to say.
 
         Raises:
             InputError: no such key can be, or it was used for another request.
@@ -48,7 +50,7 @@ class Answers:
         """
         if not 0 < len(key) <= MAX_LENGTH or not key.isprintable():
             raise InputError(f"{HEADER}: give 1 to {MAX_LENGTH} printable characters.", param=HEADER)
-        name, digest = self._name(key), self._signer.sign("request", request)
+        name, digest = self._name(key, person), self._signer.sign("request", request)
         while not self._store.create(name, _record(digest, time.time() + self._patience)):
             record = self._read(name)
             if record is None or record["expires"] < time.time():
@@ -61,14 +63,14 @@ class Answers:
                 return record["answer"]
         return None
 
-    def keep(self, key: str, request: str, answer: Any) -> None:
+    def keep(self, key: str, request: str, answer: Any, *, person: str = "") -> None:
         """Leave the answer (anything that JSON knows) of a claimed request."""
         expires = time.time() + self._seconds
-        self._store.put(self._name(key), _record(self._signer.sign("request", request), expires, answer))
+        self._store.put(self._name(key, person), _record(self._signer.sign("request", request), expires, answer))
 
-    def give_up(self, key: str) -> None:
+    def give_up(self, key: str, *, person: str = "") -> None:
         """End a claim without an answer."""
-        self._store.delete(self._name(key))
+        self._store.delete(self._name(key, person))
 
     def expire(self, now: float) -> int:
         """Delete what has expired at `now` (seconds since 1970); returns how many.
@@ -82,8 +84,8 @@ class Answers:
             self._store.delete(name)
         return len(gone)
 
-    def _name(self, key: str) -> str:
-        return f"{FOLDER}/{self._signer.sign('idempotency', key)}.json"
+    def _name(self, key: str, person: str) -> str:
+        return f"{FOLDER}/{self._signer.sign('idempotency', person, key)}.json"
 
     def _read(self, name: str) -> _Record | None:
         """A record; None if there is none, or it is not one of ours."""

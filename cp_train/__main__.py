@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from services.arguments import Parser
 from services.errors import InputError, PalimpsestError
+from services.manifest import check_name
 from services.settings import get_settings
 from services.telemetry import configure_logging
 
@@ -84,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     for setting in _SETTINGS:
         default = getattr(getattr(defaults, setting.part) if setting.part else defaults, setting.field)
         add(setting.flag, type=type(default), help=f"{setting.help} (default: {default})")
+    add("--actor", default="", metavar="PERSON", help="who asks, for the lineage's history (default: the user)")
+    add("--place", type=int, metavar="N", help="in the lineage's queue, if one was taken when this was submitted")
     add("--again", action="store_true", help="learn even if the same was learned before")
     return parser
 
@@ -120,6 +123,8 @@ def _learn(options: argparse.Namespace) -> str:
         base=options.base,
         config=_config(options),
         again=options.again,
+        actor=check_name(options.actor, "actor") if options.actor else "",
+        place=options.place,
     )
     return learn(request, get_settings()).to_json()
 

@@ -1,23 +1,23 @@
 """The story of one concept: intake -> train -> consolidate -> evaluate -> publish."""
 
-import json
 import logging
 import os
-import platform
 import random
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
+from typing import TypeVar
 
 from cp_train.denoise import check_shares
 from cp_train.methods import find_method, product_method
-from cp_train.plan import LearningConfig, Plan
+from cp_train.plan import Plan
 from cp_train.prompts import concept_prompts
+from cp_train.report import SAMPLES, describe, environment, put_report
+from cp_train.request import Outcome, Place, Request
 from cp_train.task import Learned
 from cp_train.trainer import checkpoint_folder, train, workers
 from services.adapter import Adapter, TrainingState, file_refs, new_adapter
@@ -31,48 +31,13 @@ from services.lease import Lease, lease
 from services.lineage import LIVE, Registry, Verdict, VersionInfo
 from services.manifest import Concept, Content, Manifest, Provenance, canonical, check_name, check_noun, sha256
 from services.objects import open_store
+from services.patience import outlast
 from services.settings import Settings
-from services.versions import TAG
+
+__all__ = ["Outcome", "Request", "learn"]
 
 log = logging.getLogger("palimpsest.job")
-
-SAMPLES = "samples/concepts.png"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a person asks for.
-
-    Attributes:
-        noun: the concept's class noun; empty where there is none.
-        images: a directory, `s3://bucket/prefix`, or an intake id.
-        again: learn even if the same was learned before.
-    """
-
-    lineage: str
-    concept: str
-    noun: str
-    images: str
-    base: str
-    config: LearningConfig
-    again: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The last line of a job's log."""
-
-    lineage: str
-    version: int
-    parent: int | None
-    run_id: str
-    digest: str
-    gate: Verdict
-    live: bool
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(asdict(self))
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +59,13 @@ def learn(request: Request, settings: Settings) -> Outcome:
         RefusedError: the lineage belongs to another base.
         UnavailableError: MLflow, the store or Ray does not answer.
     """
-    job = Job(request, settings)
-    with job.held_images() as intake_id:
-        with job.writer() as writer:
-            outcome = job.learn(intake_id, writer)
-        job.let_go(intake_id, outcome)
+    place = Place(request, settings)
+    with place.given_up_on_failure():
+        job = Job(request, settings)
+        with job.held_images() as intake_id:
+            with job.writer(place.take()) as writer:
+                outcome = job.learn(intake_id, writer)
+            job.let_go(intake_id, outcome)
     return outcome
 
 
@@ -152,12 +119,15 @@ class Job:
             log.info("deleted %d concept images from the intake store", self.intake.release(intake_id))
 
     @contextmanager
-    def writer(self) -> Iterator[Lease]:
-        """The lineage's one writer; others wait their turn."""
-        holder = f"{socket.gethostname()}:{os.getpid()}"
-        settings = self.settings
+    def writer(self, place: int | None) -> Iterator[Lease]:
+        """The lineage's one writer; others wait their turn. `place` is one's own in the queue, if there is one."""
         with lease(
-            self.store, self.request.lineage, ttl=settings.lease_seconds, holder=holder, on_wait=self._say_waiting
+            self.store,
+            self.request.lineage,
+            ttl=self.settings.lease_seconds,
+            holder=f"{socket.gethostname()}:{os.getpid()}",
+            on_wait=self._say_waiting,
+            place=place,
         ) as held:
             yield held
 
@@ -173,8 +143,12 @@ class Job:
         if version is None:
             self.intake.digest(intake_id)  # other settings on images that are gone already cannot be learned
             version = self._learn_new(intake_id, images, live, writer)
-        writer.check()
-        return self._promote(version)
+
+        def promote() -> Outcome:
+            writer.check()
+            return self._promote(version)
+
+        return self._outlast(promote)
 
     def _images(self, intake_id: str) -> str:
         """Digest of the images; of those that are gone since their version is published, as its tags have it."""
@@ -193,6 +167,7 @@ class Job:
             number = self.registry.aliases(lineage).get(LIVE)
         except NotFoundError:
             return None
+        self.registry.check_base(lineage, self.base.ref)
         if number is not None:
             return self.registry.version(lineage, number)
         if not self.registry.may_begin(lineage):
@@ -257,21 +232,34 @@ class Job:
             learned = train(plan, self.settings)
             seconds = time.monotonic() - started
             metrics = {"seconds": seconds, "gate_passed": float(learned.verdict.passed), **learned.metrics}
-            self.registry.log_metrics(run_id, metrics)
-            self.registry.put_artifact(run_id, SAMPLES, learned.grid)
-            return self.registry.publish(
-                self.request.lineage,
-                run_id,
-                self._manifest(plan, live, learned, metrics),
-                learned.files,
-                submission=submission,
-                intake=intake_id,
-                images=images,
-                pictures=SAMPLES,
-                verdict=learned.verdict,
-                job=current_job_id(),
-                check=writer.check,
-            )
+            manifest = self._manifest(plan, live, learned, metrics)
+
+            def publish() -> VersionInfo:
+                """May be repeated: nothing shows before the registration, which is found again by its submission."""
+                self.registry.log_metrics(run_id, metrics)
+                grid = learned.grid if self.settings.samples else b""
+                report = put_report(self.registry, run_id, manifest, live, grid)
+                version = self.registry.publish(
+                    self.request.lineage,
+                    run_id,
+                    manifest,
+                    learned.files,
+                    submission=submission,
+                    intake=intake_id,
+                    images=images,
+                    pictures=SAMPLES if grid else "",
+                    verdict=learned.verdict,
+                    job=current_job_id(),
+                    check=writer.check,
+                )
+                describe(self.registry, version, report)
+                return version
+
+            return self._outlast(publish)
+
+    def _outlast(self, work: Callable[[], _T]) -> _T:
+        """Wait out an outage: what was learned is not lost for want of a registry."""
+        return outlast(work, seconds=self.settings.outage_seconds, say=log.warning)
 
     def _parent(self, live: VersionInfo | None) -> Parent:
         """Weights and memory of the version to build on; fresh ones in a new lineage."""
@@ -356,7 +344,9 @@ class Job:
     def _promote(self, version: VersionInfo) -> Outcome:
         """Make a version that passed the gate live, if its parent still is."""
         lineage = self.request.lineage
-        live = version.gate_passed and self.registry.promote(lineage, version.number, expected=version.parent)
+        actor = self.request.actor
+        promote = self.registry.promote
+        live = version.gate_passed and promote(lineage, version.number, expected=version.parent, actor=actor)
         if version.gate_passed and not live and not version.promoted:
             log.warning("version %d stays a candidate: its parent is not live any more", version.number)
         return Outcome(
@@ -368,13 +358,6 @@ class Job:
             gate=Verdict(version.gate_passed, version.gate_reasons),
             live=live,
         )
-
-
-def environment() -> dict[str, str]:
-    """Tags of a run that say what it was made with: the job's own Python, libraries and machine."""
-    found = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers", "ray")}
-    found |= {"python": platform.python_version(), "system": platform.platform(), "cpus": str(os.cpu_count())}
-    return {f"{TAG}environment.{name}": value for name, value in found.items()}
 
 
 @contextmanager

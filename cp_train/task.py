@@ -14,7 +14,7 @@ from cp_train.evaluation.draw import draw, grid
 from cp_train.evaluation.evidence import Evidence, Examination
 from cp_train.evaluation.features import gate_features
 from cp_train.evaluation.gate import Limits, judge, unsound
-from cp_train.evaluation.metrics import dc_accuracy, denoising_loss
+from cp_train.evaluation.metrics import dc_accuracy, dc_score, denoising_loss
 from cp_train.fisher import accumulate, fisher_information
 from cp_train.loop import Loop, StepHook
 from cp_train.methods import Memory, Method, find_method
@@ -156,9 +156,19 @@ class Task:
         )
         return accumulate(self.fisher, new, gamma=config.fisher.gamma)
 
+    def progress(self) -> dict[str, float]:
+        """How surely the new concept is told apart by now, for a curve; it costs about as much as one step."""
+        prompts = self.plan.scored_prompts(torch.Generator().manual_seed(0))[:3]
+        tau = self.plan.config.fisher.tau
+        return {"dc_score": dc_score(self.base, self.adapter(), self.latents_NCHW[: self.images], prompts, tau=tau)}
+
     def finish(self, settings: Settings) -> Learned:
         """Weigh what matters (Fisher information), draw every concept so far, judge."""
-        plan, adapter, fisher = self.plan, self.adapter(), self.fisher_information()
+        return self.judged(self.adapter(), self.fisher_information(), settings)
+
+    def judged(self, adapter: Adapter, fisher: TrainingState, settings: Settings) -> Learned:
+        """What the gate says of an adapter that is to follow the parent."""
+        plan = self.plan
         pictures = draw(self.base, adapter, [plain_prompt(c) for c in plan.concepts], SAMPLE_SEEDS)
         files = adapter_files.encode(adapter, fisher, self.base.layout)
         reasons = unsound(adapter, fisher, pictures, [concept.name for concept in plan.concepts])

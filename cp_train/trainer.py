@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from cp_train.phase import Shard, State
 from cp_train.plan import Plan
+from cp_train.report import peak_memory
 from cp_train.task import Learned, Task
 from services.base_model import load_base, pick_device, use_threads
 from services.errors import PalimpsestError, RefusedError, UnavailableError
@@ -30,6 +31,7 @@ from services.settings import Settings
 
 _STATE = "state.safetensors"
 _LOG_EVERY = 10
+_GLIMPSES = 5  # of the concept's scores in one training
 
 
 def on_cluster() -> bool:
@@ -134,11 +136,12 @@ def _learn(job: _Job) -> Learned | None:
     images = Intake(open_store(settings), settings).open(plan.intake_id)
     _say(plan, f"learning from {len(images)} images")
     task = Task(plan, base, images, shard=shard, wrap=ray.train.torch.prepare_model if shard.world > 1 else lambda m: m)
-    task.train(_Reporter(job, shard, task.steps), _restored())
+    task.train(_Reporter(job, shard, task), _restored())
     if shard.rank > 0:
         return None
     _say(plan, "weighing what matters (Fisher information), drawing the samples, and judging them")
-    return task.finish(settings)
+    learned = task.finish(settings)
+    return replace(learned, metrics=learned.metrics | peak_memory())
 
 
 def _say(plan: Plan, line: str) -> None:
@@ -156,9 +159,9 @@ def _restored() -> State | None:
 class _Reporter:
     """Called after each step: checkpoints to Ray Train, losses to MLflow, progress to the job's log."""
 
-    def __init__(self, job: _Job, shard: Shard, steps: int) -> None:
+    def __init__(self, job: _Job, shard: Shard, task: Task) -> None:
         plan, settings, self.checkpoints = job.plan, job.settings, job.checkpoints
-        self.steps, self.every = steps, settings.checkpoint_steps
+        self.task, self.steps, self.every = task, task.steps, settings.checkpoint_steps
         self.first = shard.rank == 0
         self.plan = plan
         self.registry = Registry(settings, open_store(settings))
@@ -171,6 +174,8 @@ class _Reporter:
         self.pending.append(loss)
         if self.first and (step % _LOG_EVERY == 0 or step == self.steps):
             self._log(step)
+        if self.first and step % max(1, self.steps // _GLIMPSES) == 0:
+            self._send(self.task.progress(), step)
         if step % self.every == 0 and step < self.steps and self.checkpoints:
             self._checkpoint(step, state())
 
@@ -180,11 +185,16 @@ class _Reporter:
         left = pace * (self.steps - step)
         progress = f"step {step}/{self.steps}  loss {mean:.4f}  {pace * 1e3:.0f} ms/step  ETA {left:.0f} s"
         _say(self.plan, progress)
+        if self._send({"loss": mean}, step):  # else it is part of the next mean
+            self.pending.clear()
+
+    def _send(self, metrics: dict[str, float], step: int) -> bool:
+        """Log a point of each curve; an outage of MLflow stops no training."""
         try:
-            self.registry.log_metrics(self.plan.run_id, {"loss": mean}, step=step)
+            self.registry.log_metrics(self.plan.run_id, metrics, step=step)
         except UnavailableError:
-            return  # kept, and part of the next mean: an outage of MLflow stops no training
-        self.pending.clear()
+            return False
+        return True
 
     def _checkpoint(self, step: int, state: State) -> None:
         with tempfile.TemporaryDirectory() as directory:

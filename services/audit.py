@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Literal
 
 from services.errors import NotFoundError, RefusedError
@@ -22,6 +23,7 @@ UNKNOWN = "unknown"
 """Who did something that nobody here saw being done."""
 
 _DIGITS = 12
+Action = Literal["move", "delete", "overruled"]
 Via = Literal["job", "person", "found"]
 
 
@@ -32,7 +34,8 @@ class Entry:
     Attributes:
         number: 1, 2, 3, … in a lineage.
         at: when it was written down, UTC, by the writer's clock.
-        action: `move` of an alias, or `delete` of version `before`.
+        action: `move` of an alias; `delete` of version `before`; `overruled`, a move to `before` in MLflow itself that
+            somebody else's move overwrote before anybody saw it: `after` stands.
         alias: what moved; empty for a deletion.
         before, after: numbers of versions; None for no version.
         actor: a person, or `unknown`.
@@ -44,7 +47,7 @@ class Entry:
 
     number: int
     at: str
-    action: Literal["move", "delete"]
+    action: Action
     alias: str
     before: int | None
     after: int | None
@@ -95,14 +98,19 @@ class AuditLog:
 
     def last_move(self, lineage: str, alias: str) -> Entry | None:
         """The newest move of one alias."""
-        return next((entry for entry in self._newest(lineage) if entry.alias == alias), None)
+        moves = (entry for entry in self._newest(lineage) if entry.action == "move")
+        return next((entry for entry in moves if entry.alias == alias), None)
+
+    def since(self, lineage: str, moment: datetime) -> list[Entry]:
+        """Entries that were written after a moment, newest first."""
+        return list(takewhile(lambda entry: datetime.fromisoformat(entry.at) >= moment, self._newest(lineage)))
 
     def append(
         self,
         lineage: str,
         *,
         after: tuple[Entry, ...] | None = None,
-        action: Literal["move", "delete"] = "move",
+        action: Action = "move",
         alias: str = "",
         before: int | None,
         to: int | None = None,

@@ -34,12 +34,14 @@ class Targets:
 
     Attributes:
         created: when the lineage was made (milliseconds); another number is another lineage of the same name.
+        deleted: versions that were deleted for good: nobody may keep a copy.
     """
 
     live: int | None
     candidate: int | None
     canary: Canary | None
     created: int = 0
+    deleted: frozenset[int] = frozenset()
 
 
 def canary_of(aliases: Mapping[str, int], tags: Mapping[str, str]) -> Canary | None:

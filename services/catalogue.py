@@ -47,6 +47,14 @@ class Catalogue(Runs):
         """Names of the lineages that have a version, sorted."""
         return sorted(model.name for model in self._models() if model.latest_versions)
 
+    def exists(self, lineage: str) -> bool:
+        """Whether there is such a lineage, or something else in MLflow that is called so."""
+        try:
+            self._server.ask(self._client.get_registered_model, check_name(lineage, "lineage"))
+        except NotFoundError:
+            return False
+        return True
+
     def live_versions(self) -> dict[str, int]:
         """Lineage -> number of its `live` version, where there is one; a single call to MLflow."""
         models = self._models()
@@ -58,8 +66,8 @@ class Catalogue(Runs):
 
     def deleted(self) -> dict[str, frozenset[int]]:
         """Lineage -> versions that were deleted, of which nobody may keep a copy; a single call to MLflow."""
-        told = {model.name: model.tags.get(DELETED_TAG, "") for model in self._models()}
-        return {name: frozenset(map(int, _DECIMAL.findall(text))) for name, text in told.items() if text}
+        found = {model.name: _deleted(model) for model in self._models()}
+        return {name: numbers for name, numbers in found.items() if numbers}
 
     def canary(self, lineage: str) -> Canary | None:
         """The lineage's canary, if it has one. Raises as `aliases` does."""
@@ -156,6 +164,19 @@ class Catalogue(Runs):
         names = tuple(manifest.content.files)
         check_digests(manifest.content, {name: self._read(folder, name) for name in names}, names)
 
+    def check_base(self, lineage: str, base: BaseRef) -> None:
+        """Make sure that a lineage may be learned on with a base: all of its versions belong to that one.
+
+        Raises:
+            RefusedError: they belong to another.
+        """
+        others = {version.base_revision for version in self.versions(lineage)} - {base.revision}
+        if others:
+            raise RefusedError(
+                f"`{lineage}` belongs to another base model ({min(others)}), but this is {base.id} ({base.revision}): "
+                "set PALIMPSEST_BASE back, or learn in another lineage."
+            )
+
     def fetch(self, lineage: str, number: int, *, layout: Layout, base: BaseRef) -> tuple[Manifest, Adapter]:
         """A version, read from the store and verified.
 
@@ -246,4 +267,9 @@ def _numbers(model: Any) -> dict[str, int]:
 def _targets(model: Any) -> Targets:
     aliases = _numbers(model)
     canary = canary_of(aliases, model.tags)
-    return Targets(aliases.get(LIVE), aliases.get(CANDIDATE), canary, int(model.creation_timestamp))
+    created, deleted = int(model.creation_timestamp), _deleted(model)
+    return Targets(aliases.get(LIVE), aliases.get(CANDIDATE), canary, created, deleted)
+
+
+def _deleted(model: Any) -> frozenset[int]:
+    return frozenset(map(int, _DECIMAL.findall(model.tags.get(DELETED_TAG, ""))))

@@ -12,6 +12,7 @@ from services.client import Client
 from services.errors import NotFoundError, PalimpsestError
 from services.manifest import check_name, check_noun
 from services.operations_cli import BACKENDS, INSTALLATION, add_commands
+from services.people_cli import PEOPLE, add_people
 from services.settings import Settings, get_settings
 from services.tree import draw_tree
 
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("concepts", _concepts, "the concepts that the live version knows")
     command("versions", _versions, "the tree of versions")
+    command("lineages", _lineages, "the lineages that you may draw with")
     for name, about in (("promote", "make a version live"), ("rollback", "go back to an older version")):
         move = command(name, _move, about)
         move.add_argument("version", type=int, nargs=None if name == "promote" else "?", help="number of a version")
@@ -87,8 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, default=Path("export"), help="folder (default: %(default)s)")
 
     add_commands(command)
+    add_people(command)
     for name, sub in commands.choices.items():
-        if name not in {"up", "down", "status", *INSTALLATION}:
+        if name not in {"up", "down", "status", "lineages", *INSTALLATION, *PEOPLE}:
             extra = "[@version]" if name == "generate" else ""
             sub.add_argument("--lineage", default=DEFAULT_LINEAGE, metavar=f"L{extra}", help="default: %(default)s")
     return parser
@@ -121,7 +124,7 @@ def _learn(options: argparse.Namespace, settings: Settings) -> None:
     check_name(options.name, "name")
     check_name(options.lineage, "lineage")
     check_noun(options.noun)
-    client, name = Client(settings.api), options.name
+    client, name = _client(settings), options.name
     fields = {"name": name, "noun": options.noun, "method": options.method, "steps": options.steps}
     answer = client.learn(options.lineage, _files(options.images, settings), **fields)
     job_id = answer["job_id"]
@@ -164,13 +167,13 @@ def _followed(client: Client, job_id: str) -> dict[str, Any]:
 
 
 def _classify(options: argparse.Namespace, settings: Settings) -> None:
-    found = Client(settings.api).classify(options.lineage, _files([options.image], settings)[0], trials=options.trials)
+    found = _client(settings).classify(options.lineage, _files([options.image], settings)[0], trials=options.trials)
     for name, probability in sorted(found["probabilities"].items(), key=lambda item: -item[1]):
         _say(f"{probability:6.1%}  {name if name == 'none' else f'<{name}>'}")
 
 
 def _generate(options: argparse.Namespace, settings: Settings) -> None:
-    drawn = Client(settings.api).generate(options.lineage, options.prompt, n=options.n, seed=options.seed)
+    drawn = _client(settings).generate(options.lineage, options.prompt, n=options.n, seed=options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
     for seed, picture in zip(drawn.seeds, drawn.pictures, strict=True):
         path = options.output / f"{drawn.model.replace('@', '-')}-{seed}.png"
@@ -179,19 +182,26 @@ def _generate(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def _concepts(options: argparse.Namespace, settings: Settings) -> None:
-    tree = Client(settings.api).lineage(options.lineage)
+    tree = _client(settings).lineage(options.lineage)
     live = [version for version in tree["versions"] if version["number"] == tree["live"]]
     for name in live[0]["concepts"] if live else []:
         _say(f"<{name}>")
 
 
 def _versions(options: argparse.Namespace, settings: Settings) -> None:
-    for line in draw_tree(Client(settings.api).lineage(options.lineage)["versions"]):
+    for line in draw_tree(_client(settings).lineage(options.lineage)["versions"]):
         _say(line)
 
 
+def _lineages(_: argparse.Namespace, settings: Settings) -> None:
+    models = _client(settings).models()
+    for lineage in (model for model in models if "@" not in model and model != "base"):
+        count = sum(model.startswith(f"{lineage}@") for model in models)
+        _say(f"{lineage}  {count} version{'s' if count > 1 else ''}")
+
+
 def _move(options: argparse.Namespace, settings: Settings) -> None:
-    client = Client(settings.api)
+    client = _client(settings)
     version = options.version or _parent_of_live(client.lineage(options.lineage))
     moved = client.set_live(options.lineage, version, options.reason)
     _say(f"{options.lineage}: live is version {moved['live']} (was {moved['previous']})")
@@ -217,6 +227,10 @@ def _export(options: argparse.Namespace, settings: Settings) -> None:
     _, adapter = registry.fetch(options.lineage, number, layout=base.layout, base=base.ref)
     for path in export(adapter, base.layout, options.output):
         _say(str(path))
+
+
+def _client(settings: Settings) -> Client:
+    return Client(settings.api, settings.token)
 
 
 def _say(line: str) -> None:

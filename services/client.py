@@ -25,11 +25,16 @@ class Generated:
 class Client:
     """One server.
 
+    Args:
+        url: of the HTTP API.
+        token: whose requests these are; empty where there is no authentication.
+
     Every method raises the error that the server answered with, or `UnavailableError` if it does not answer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str = "") -> None:
         self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def generate(self, model: str, prompt: str, **options: object) -> Generated:
         """Draw pictures; `options` are the fields of docs/http.md."""
@@ -61,6 +66,10 @@ class Client:
         """Which concept is in a picture, given as (name, bytes); `fields` as in docs/http.md."""
         form = {name: str(value) for name, value in fields.items() if value is not None}
         return self._call("POST", f"/v1/lineages/{lineage}/classify", form=form, files=[("image", image)])
+
+    def models(self) -> list[str]:
+        """Everything that can be asked to draw: `base`, `L` and `L@number`."""
+        return [model["id"] for model in self._call("GET", "/v1/models")["data"]]
 
     def job(self, job_id: str) -> dict[str, Any]:
         """State and progress of a job."""
@@ -102,7 +111,9 @@ class Client:
 
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
         try:
-            return requests.request(method, self.url + path, timeout=(_CONNECT, _READ), **options)
+            return requests.request(
+                method, self.url + path, headers=self._headers, timeout=(_CONNECT, _READ), **options
+            )
         except requests.RequestException as error:
             raise self._silent() from error
 

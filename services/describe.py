@@ -1,6 +1,6 @@
 """What MLflow's pages say of a version and of a lineage, in Markdown, for people who know no other tool of ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from urllib.parse import quote
 
@@ -9,6 +9,7 @@ from services.tree import draw_tree
 from services.versions import Verdict, VersionInfo
 
 _PAGE = 5000  # characters of a version's page: MLflow's column in PostgreSQL takes no more
+_NOTE = 8000  # of a run's page: MLflow's tags take no more
 _REASONS, _NAMES = 8, 40  # of a version's, that its page names
 _NEWEST = 200  # versions in a lineage's tree: a description has a limit, and so has a reader
 
@@ -43,9 +44,40 @@ def describe_version(manifest: Manifest, *, verdict: Verdict, job: str, experime
     metrics = {name: value for name, value in origin.metrics.items() if not name.startswith("drift.")}
     rows |= {_plain(name): f"{value:.4g}" for name, value in sorted(metrics.items())}
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    source = f"get-artifact?path={quote(pictures, safe='')}&run_uuid={origin.run_id}"
-    picture = ["", f"![one row a concept, as this version draws it]({source})"] if pictures else []
+    shown = _picture(origin.run_id, pictures, "one row a concept, as this version draws it")
+    picture = ["", shown] if pictures else []
     return "\n".join([f"Learned {_code(f'<{newest.name}>')}{noun}.", *picture, "", *table])[:_PAGE]
+
+
+def describe_run(
+    version: VersionInfo, *, matrix: str, heat_map: str, grid: str = "", timelines: Mapping[str, str] | None = None
+) -> str:
+    """A run's page.
+
+    Args:
+        version: what the run became.
+        matrix: the forgetting matrix, a Markdown table.
+        heat_map: path of its picture among the run's artifacts; empty for none.
+        grid: path of the sample grid; empty for none.
+        timelines: concept -> path of its pictures over the versions of the branch.
+    """
+    link = f"[version {version.number}](#/models/{version.lineage}/versions/{version.number})"
+    parts = [f"Learned {_code(f'<{version.concept}>')}, which made {link} of {_code(version.lineage)}."]
+    if not version.gate_passed:
+        parts.append(f"The gate refused it: {_plain('; '.join(version.gate_reasons[:_REASONS]))}.")
+    if grid:
+        parts.append(_picture(version.run_id, grid, "one row a concept, as this version draws it"))
+    parts += [
+        "**What is still known.** Of each concept's pictures, the share that diffusion-classifier scores put right "
+        "with each version of this branch: its own images where it was learned, its parent's drawings later. Empty: "
+        "not judged, as its keys and values moved least.",
+        matrix,
+    ]
+    if heat_map:
+        parts.append(_picture(version.run_id, heat_map, "the same as a heat map"))
+    for name, path in (timelines or {}).items():
+        parts += [f"{_code(f'<{name}>')} over the versions, from the same seeds:", _picture(version.run_id, path, name)]
+    return "\n\n".join(parts)[:_NOTE]
 
 
 def describe_lineage(lineage: str, versions: Sequence[VersionInfo]) -> str:
@@ -66,6 +98,10 @@ def describe_lineage(lineage: str, versions: Sequence[VersionInfo]) -> str:
             "promoted.",
         ]
     )
+
+
+def _picture(run_id: str, path: str, about: str) -> str:
+    return f"![{about}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})"
 
 
 def _more(count: int) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from services.audit import AuditLog
+from services.audit import AuditLog, Entry
 from services.backends import Server, backend_servers
 from services.catalogue import LIVE
 from services.errors import PalimpsestError
@@ -184,8 +184,7 @@ class Doctor:
             entries = registry.history(lineage) if lineage in known else log.entries(lineage)
             for entry in entries:
                 if entry.via == "found" and entry.age() < 86400:  # noqa: PLR2004
-                    moved = f"{entry.alias} of `{lineage}` was moved from {entry.before} to {entry.after}"
-                    yield Finding("warning", f"{moved} in MLflow itself ({entry.at})", "see `palimpsest history`")
+                    yield _found(lineage, entry)
         yield Finding("ok", "the audit logs are whole")
 
 
@@ -195,6 +194,16 @@ def _verify(registry: Registry, version: VersionInfo) -> Iterator[Finding]:
     except PalimpsestError as error:
         mend = "move its alias to another version, or restore its files from a backup"
         yield Finding("fault", f"{version.lineage}@{version.number} does not verify: {error.message}", mend)
+
+
+def _found(lineage: str, entry: Entry) -> Finding:
+    """What was done in MLflow itself."""
+    if entry.action == "overruled":
+        mend = f"if {entry.before} was meant: `palimpsest promote {entry.before} --lineage {lineage}`"
+        what = f"a move of {entry.alias} of `{lineage}` to {entry.before} in MLflow itself was overruled ({entry.at})"
+        return Finding("warning", what, mend)
+    moved = f"{entry.alias} of `{lineage}` was moved from {entry.before} to {entry.after}"
+    return Finding("warning", f"{moved} in MLflow itself ({entry.at})", "see `palimpsest history`")
 
 
 def _existing(folder: Path) -> Path:

@@ -4,6 +4,8 @@
     ├── InputError                  422     invalid_value           a field, flag or prompt is not acceptable
     │   ├── TooLargeError           413     too_large
     │   └── UnsupportedImageError   415     unsupported_image
+    ├── UnauthorizedError           401     unauthorized            no token, or none that is valid
+    ├── ForbiddenError              403     forbidden               the token's owner may not do that
     ├── NotFoundError               404     not_found               lineage, version, concept, job, object
     ├── ConflictError               409     conflict                somebody else was first
     ├── RefusedError                409     refused                 an adapter or base that must not be used
@@ -70,6 +72,18 @@ class UnsupportedImageError(InputError):
     """Bytes that are not a PNG, JPEG or WebP picture, judged by content."""
 
     status, code = 415, "unsupported_image"
+
+
+class UnauthorizedError(PalimpsestError):
+    """No token, or none that is valid."""
+
+    status, code, type = 401, "unauthorized", "authentication_error"
+
+
+class ForbiddenError(PalimpsestError):
+    """The token's owner may not do that."""
+
+    status, code, type = 403, "forbidden", "permission_error"
 
 
 class NotFoundError(PalimpsestError):

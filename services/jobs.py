@@ -88,10 +88,15 @@ def job_info(address: str, job_id: str) -> JobInfo:
         found = _find(client, job_id)
     words = _words(found.entrypoint) if found else ()
     if found is None or words[: len(_ENTRYPOINT)] != _ENTRYPOINT:
-        raise NotFoundError("There is no such job.", param="job_id")
+        raise no_such_job()
     times = [None if at is None else at / 1000 for at in (found.start_time, found.end_time)]
     status = _STATUS.get(found.status.value, "running")
     return JobInfo(job_id, status, words[len(_ENTRYPOINT) :], *times)
+
+
+def no_such_job() -> NotFoundError:
+    """What to raise for a job that is not there."""
+    return NotFoundError("There is no such job.", param="job_id")
 
 
 def job_log(address: str, job_id: str) -> str:

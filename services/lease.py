@@ -188,16 +188,25 @@ def lease(
         held.release()
 
 
-def take_place(store: ObjectStore, name: str, *, holder: str) -> int:
+def take_place(store: ObjectStore, name: str, *, holder: str, patience: float = 600.0) -> int:
     """Queue up for the lease `name` and return the place, for a `lease` that is asked for later.
 
-    The place is kept for who comes within the `ttl` of those behind it; who comes later has it again if nobody took it.
+    The place is kept for who comes within `patience` seconds; who comes later has it again if nobody took it.
 
     Raises:
         InputError: the name cannot be part of a key.
         UnavailableError: the store does not answer.
     """
-    return queue_up(store, _queue(_folder(name)), holder)
+    return queue_up(store, _queue(_folder(name)), holder, patience=patience)
+
+
+def leave_place(store: ObjectStore, name: str, place: int) -> None:
+    """Give up a place that `take_place` took, when nobody will come for it.
+
+    Raises:
+        UnavailableError: the store does not answer; those behind wait their `ttl` then.
+    """
+    Turn(store, _queue(_folder(name)), ttl=1.0, pause=1.0, who="", place=place).leave()
 
 
 def beats(store: ObjectStore) -> dict[str, bytes]:

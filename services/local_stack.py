@@ -24,6 +24,7 @@ from services.objects import open_store
 from services.processes import find, start, stop
 from services.runs import ARTIFACTS
 from services.settings import Settings
+from services.webhook import PATH, local_secrets
 
 _START_SECONDS = 300
 _SOCKET_ROOM = 38
@@ -46,6 +47,10 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
         "MLFLOW_BACKEND_STORE_URI": settings.database_url,  # not for everybody to read in the list of processes
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 600 MB of workers for features that we do not use
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # The webhook goes to this machine's HTTP API.
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": local_secrets(settings).encryption,
         "PYTHONSAFEPATH": "1",  # a module in the user's folder must not shadow one of the server's
     }
     if settings.s3_endpoint:
@@ -229,14 +234,16 @@ class LocalStack:
         self.say(f"{name} is up")
 
     def _deploy(self) -> None:
-        """Start the Serve application unless it answers already."""
+        """Start the Serve application unless it answers already. It sets MLflow's webhook up by itself."""
         ready = f"{self.settings.api}/readyz"
         if answers(ready):
             return
         if not answers(f"{self.settings.api}/healthz"):
             self._check_free(self.settings.http_port, "PALIMPSEST_HTTP_PORT")
         self.say("deploying the Serve application")
-        path, environment = self.logs / "deploy.log", ray_environment(self.settings)
+        hook = {"webhook_secret": local_secrets(self.settings).signing}
+        hook["webhook_url"] = self.settings.webhook_url or f"{self.settings.api}{PATH}"
+        path, environment = self.logs / "deploy.log", ray_environment(self.settings.model_copy(update=hook))
         with path.open("ab") as log, suppress(subprocess.TimeoutExpired):
             command = [sys.executable, "-m", "cp_serve"]
             subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=_START_SECONDS, check=False)

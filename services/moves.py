@@ -6,14 +6,15 @@ registered model as carried out. Whoever finds a later entry afterwards lets tha
 an entry was done in MLflow itself; the next reader writes it down as such.
 
 One race is left, and docs/operations.md tells of it: a move made in MLflow itself in the milliseconds between the last
-look of `promote` and its write is overruled.
+look of `promote` and its write is overruled. MLflow's webhook tells of every move, that one too, so it is found out
+afterwards (`look_into`).
 """
 
 import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.audit import UNKNOWN, AuditLog, Entry, Via, current_user
@@ -30,6 +31,7 @@ FOUND = "moved in MLflow, not through Palimpsest"
 _RECORDED = (LIVE, CANDIDATE, CANARY)
 _SETTLING = 30.0  # seconds that a move may take from its entry to its mark
 _QUIET = 60.0  # seconds until the log is tried again when it could not be written
+_ASKEW = 10.0  # seconds by which MLflow's clock and ours may differ
 _NONE = "none"
 _log = logging.getLogger(__name__)
 
@@ -121,7 +123,7 @@ class Moves(Catalogue):
             NotFoundError: there is no move to take back, or no version to go back to.
             RefusedError, ConflictError: as `set_live`.
         """
-        moves = [entry for entry in self.history(lineage) if entry.alias == LIVE]
+        moves = [entry for entry in self.history(lineage) if entry.alias == LIVE and entry.action == "move"]
         standing: list[Entry] = []
         for entry in moves:
             if entry.undoes is None:
@@ -191,6 +193,36 @@ class Moves(Catalogue):
         for alias in _RECORDED:
             self._write_down(model, alias)
         return self._audit.entries(lineage)
+
+    def look_into(self, lineage: str, alias: str, number: int, at: datetime) -> bool:
+        """Hear that an alias was moved to a version at a moment, and write down a move that nobody saw before it was
+        overruled; whether this was one.
+
+        Every move through Palimpsest is written down before MLflow hears of it, and every other by the next reader.
+
+        Raises:
+            NotFoundError: no such lineage.
+        """
+        now = _number(self._lineage(lineage), alias)
+        if alias not in _RECORDED or now == number:
+            return False
+        since = at - timedelta(seconds=_SETTLING + _ASKEW)
+        told = [entry for entry in self._audit.since(lineage, since) if entry.alias == alias]
+        if any(number == (entry.before if entry.action == "overruled" else entry.after) for entry in told):
+            return False
+        reason = f"made in MLflow itself at {at.isoformat(timespec='seconds')}, and overwritten before anybody saw it"
+        self._audit.append(
+            lineage,
+            action="overruled",
+            alias=alias,
+            before=number,
+            to=now,
+            actor=UNKNOWN,
+            reason=reason,
+            via="found",
+        )
+        _log.warning("%s: a move of %s to %d in MLflow itself was overruled", lineage, alias, number)
+        return True
 
     def _person_moves(self, lineage: str, number: int, why: Why) -> None:
         self.manifest(lineage, number)

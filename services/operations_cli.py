@@ -58,6 +58,8 @@ def tell(entry: "Entry") -> str:
     """An entry of the audit log in one line."""
     if entry.action == "delete":
         done = f"version {entry.before} deleted"
+    elif entry.action == "overruled":
+        done = f"a move of {entry.alias} to {entry.before} overruled, {entry.after or 'nothing'} stands"
     else:
         before, after = (number or "nothing" for number in (entry.before, entry.after))
         done = f"{entry.alias} {before} -> {after}"
@@ -66,13 +68,14 @@ def tell(entry: "Entry") -> str:
 
 
 def _undo(options: argparse.Namespace, settings: Settings) -> None:
-    number = _registry(settings).undo(options.lineage, reason=options.reason)
+    registry = _registry(settings)
+    number = registry.undo(options.lineage, actor=_actor(settings), reason=options.reason)
     print(f"{options.lineage}: live is version {number}")
 
 
 def _forget(options: argparse.Namespace, settings: Settings) -> None:
-    registry, lineage = _registry(settings), options.lineage
-    forgotten = registry.forget(lineage, options.name, delete=options.delete, reason=options.reason)
+    registry, lineage, why = _registry(settings), options.lineage, options.reason
+    forgotten = registry.forget(lineage, options.name, delete=options.delete, actor=_actor(settings), reason=why)
     if forgotten.live is None:
         print(f"{lineage}: no version is live; the next concept begins anew")
     else:
@@ -87,7 +90,8 @@ def _forget(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def _delete(options: argparse.Namespace, settings: Settings) -> None:
-    _registry(settings).delete(options.lineage, options.version, reason=options.reason)
+    actor = _actor(settings)
+    _registry(settings).delete(options.lineage, options.version, actor=actor, reason=options.reason)
     print(f"{options.lineage}: version {options.version} and its files are deleted")
 
 
@@ -96,7 +100,7 @@ def _gc(options: argparse.Namespace, settings: Settings) -> None:
     days = settings.retention_days if options.days is None else options.days
     garbage = registry.garbage(lineage, days=days)
     if options.delete:
-        garbage = registry.collect(lineage, garbage, days=days)
+        garbage = registry.collect(lineage, garbage, days=days, actor=_actor(settings))
     does = "deleted" if options.delete else "would delete"
     print(f"{does} {len(garbage.versions)} abandoned versions: {_numbers(garbage.versions)}")
     print(f"{does} {len(garbage.unfinished)} half-deleted versions: {_numbers(garbage.unfinished)}")
@@ -173,6 +177,13 @@ def _registry(settings: Settings) -> "Retention":
     from services.retention import Retention
 
     return Retention(settings, open_store(settings))
+
+
+def _actor(settings: Settings) -> str:
+    from services.auth import actor
+    from services.objects import open_store
+
+    return actor(settings, open_store(settings))
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from services.errors import ConflictError, NotFoundError, RefusedError, Unavaila
 
 _ADDRESSES = {"artifact_location", "artifact_uri", "source", "storage_location"}
 """Columns that hold an artifact's address."""
+_OWN = {"webhooks", "webhook_events"}
+"""Tables that are an installation's own: addresses, and secrets encrypted with its key."""
 _ROWS = 500  # read and written at once
 
 
@@ -55,7 +57,7 @@ def schema_state(url: str) -> str:
 
 
 def copy_database(source: str, target: str, *, address: Callable[[str], str]) -> int:
-    """Copy everything into an empty database, and return how many rows there were.
+    """Copy everything but webhooks into an empty database, and return how many rows there were.
 
     Args:
         source: SQLAlchemy URL of a database with the current schema; read in one transaction.
@@ -77,7 +79,8 @@ def copy_database(source: str, target: str, *, address: Callable[[str], str]) ->
         theirs = {table.name: table for table in _tables(old)}
         for table in reversed(tables):
             writing.execute(table.delete())
-        rows = sum(_copy_table(reading, theirs[table.name], writing, table, address) for table in tables)
+        copied = [table for table in tables if table.name not in _OWN]
+        rows = sum(_copy_table(reading, theirs[table.name], writing, table, address) for table in copied)
         if new.dialect.name == "postgresql":
             _advance_sequences(writing, tables)
     return rows

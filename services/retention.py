@@ -18,14 +18,15 @@ from typing import Any
 from services.audit import Entry
 from services.catalogue import CANDIDATE, DELETED_TAG, LIVE
 from services.errors import ConflictError, InputError, NotFoundError, UnavailableError
+from services.intake import Intake
 from services.lease import Lease, lease
 from services.lineage import Registry, VersionInfo
 from services.manifest import check_name
 from services.moves import Why
 from services.objects import ObjectStore
-from services.runs import ADAPTER_FOLDER, ARTIFACTS
+from services.runs import ARTIFACTS
 from services.settings import Settings
-from services.versions import DELETED_MARK
+from services.versions import DELETED_MARK, TAG
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Garbage:
     Attributes:
         versions: of abandoned branches, newest first.
         unfinished: versions whose deletion was interrupted.
-        orphans: runs that wrote a version's files and never registered it.
+        orphans: runs that wrote files and never registered a version.
     """
 
     versions: tuple[int, ...]
@@ -67,6 +68,7 @@ class Retention(Registry):
     def __init__(self, settings: Settings, store: ObjectStore) -> None:
         super().__init__(settings, store)
         self._ttl = settings.lease_seconds
+        self._intake = Intake(store, settings)
 
     def forget(
         self, lineage: str, concept: str, *, delete: bool = False, actor: str = "", reason: str = ""
@@ -146,9 +148,7 @@ class Retention(Registry):
             for number in (*now.unfinished, *versions):
                 self._delete(lineage, number, why, writer)
             orphans = tuple(run_id for run_id in now.orphans if run_id in garbage.orphans)
-            for run_id in orphans:
-                writer.check()
-                self._empty(f"{self._folder(self._run(run_id))}/{ADAPTER_FOLDER}")
+            self._empty_runs(orphans, writer)
         return Garbage(versions, now.unfinished, orphans)
 
     @contextmanager
@@ -165,7 +165,14 @@ class Retention(Registry):
             for number in numbers:
                 self._delete(lineage, number, Why(actor=actor, reason=reason), writer)
                 deleted.append(number)
+            self._empty_runs(self._orphans(lineage, datetime.now(UTC)), writer)  # they may have drawn it
         return tuple(deleted)
+
+    def _empty_runs(self, run_ids: Sequence[str], writer: Lease) -> None:
+        """Delete the files of runs that made no version, pictures too; the runs stay as a record."""
+        for run_id in run_ids:
+            writer.check()
+            self._empty(self._folder(self._run(run_id)))
 
     def _delete(self, lineage: str, number: int, why: Why, writer: Lease) -> None:
         if number not in self._unfinished(lineage):
@@ -176,6 +183,9 @@ class Retention(Registry):
         if alone:
             with suppress(NotFoundError):  # the run was deleted for good in MLflow
                 self._empty(self._folder(self._run(entity.run_id)))
+        if held := entity.tags.get(f"{TAG}intake"):  # images that a refused version left for another try
+            with suppress(InputError):  # somebody else wrote that tag
+                self._intake.release(held)
         self._note_deleted(lineage, number)
         self._server.ask(self._client.delete_model_version, lineage, str(number))
         if alone:
@@ -219,13 +229,13 @@ class Retention(Registry):
         return tuple(sorted(int(entity.version) for entity in found if DELETED_MARK in entity.tags))
 
     def _orphans(self, lineage: str, since: datetime) -> tuple[str, ...]:
-        """Runs begun before `since` that wrote a version's files, without a version."""
+        """Runs begun before `since` that wrote files, without a version."""
         experiment = self._server.ask(self._client.get_experiment_by_name, f"palimpsest/{lineage}")
         if experiment is None:
             return ()
         prefix = f"{ARTIFACTS}/{experiment.experiment_id}/"
         keys = (key.removeprefix(prefix).split("/") for key in self._store.list(prefix))
-        wrote = {key[0] for key in keys if key[1:3] == ["artifacts", ADAPTER_FOLDER]}
+        wrote = {key[0] for key in keys if key[1:2] == ["artifacts"]}
         published = {entity.run_id for entity in self._search(f"name = '{lineage}'")}
         return tuple(run_id for run_id in sorted(wrote - published) if self._begun_before(run_id, since))
 

@@ -229,6 +229,15 @@ class Runs:
             raise InputError(f"{ADAPTER_FOLDER}/ holds the published version and nothing else.", param="path")
         self._store.put(f"{self._folder(self._run(run_id))}/{path}", data)
 
+    def get_artifact(self, run_id: str, path: str) -> bytes:
+        """Read what `put_artifact` wrote.
+
+        Raises:
+            NotFoundError: no such run or file.
+            RefusedError: the run's artifacts are outside our store.
+        """
+        return self._store.get(f"{self._folder(self._run(run_id))}/{path}")
+
     def _run(self, run_id: str) -> Any:
         try:
             run = self._server.ask(self._client.get_run, run_id)

@@ -47,7 +47,12 @@ class Settings(BaseSettings):
     train_workers: int = Field(1, ge=1, description="Ray Train workers of one job.")
     checkpoint_steps: int = Field(50, ge=1, description="Training steps between two checkpoints.")
     max_failures: int = Field(3, ge=0, description="Worker deaths that one job survives.")
+    outage_seconds: float = Field(
+        900.0, ge=0, description="Seconds that a job, once it has learned, waits for MLflow or the store to be back."
+    )
     lease_seconds: float = Field(30.0, gt=0, description="Silence after which a lineage's writer counts as dead.")
+
+    samples: bool = Field(True, description="Keep sample pictures of every concept with each version, in MLflow.")
 
     gate_features: str = Field(
         "auto",
@@ -99,8 +104,29 @@ class Settings(BaseSettings):
     answer_seconds: float = Field(
         86400.0, gt=0, description="Seconds that the answer to a request with an `Idempotency-Key` is kept."
     )
+    auth: Literal["off", "tokens"] = Field(
+        "off",
+        description="Who may use the HTTP API: `off`, whoever reaches it; `tokens`, whom `palimpsest invite` let in.",
+    )
+    token: str = Field("", repr=False, description="Token that the command `palimpsest` shows to the HTTP API.")
+    watch_token: str = Field(
+        "", repr=False, description="Token, besides administrators', that may read `/metrics`, with `auth`."
+    )
+    quota_pictures: int = Field(
+        1000, ge=0, description="Pictures that one person may have drawn in an hour, with `auth`; 0: any number."
+    )
+    quota_concepts: int = Field(
+        50, ge=0, description="Concepts that one person may submit in a day, with `auth`; 0: any number."
+    )
+    quota_lineages: int = Field(
+        20, ge=0, description="Lineages that one person may own and still begin another, with `auth`; 0: any number."
+    )
     webhook_secret: str = Field(
         "", repr=False, description="Secret of MLflow's webhook to `/v1/hooks/mlflow`; empty: none is taken."
+    )
+    webhook_url: str = Field(
+        "",
+        description="`/v1/hooks/mlflow` as MLflow reaches it; with a secret the HTTP API sets the webhook up itself.",
     )
     log_format: Literal["text", "json"] = Field("text", description="Log lines of the servers: `text` or `json`.")
     traces: str = Field("", description="OTLP/HTTP endpoint that OpenTelemetry traces go to; empty: none.")
@@ -147,8 +173,8 @@ class Settings(BaseSettings):
         return self
 
     def environment(self) -> dict[str, str]:
-        """The variables from which another process reads these same settings."""
-        values = self.model_dump(mode="json")
+        """The variables from which another process reads these same settings, without a person's own token."""
+        values = self.model_dump(mode="json", exclude={"token"})
         return {f"PALIMPSEST_{name.upper()}": str(value) for name, value in values.items()}
 
     @property

@@ -1,8 +1,8 @@
 """Everything that a registry and its store hold, copied elsewhere: backup, restore, and the move to another backend.
 
-Copied are MLflow's database, and of the store what is meant to last: artifacts and audit logs. Concept images, leases
-and the checkpoints of running jobs are never copied. A backup is a folder with a SQLite database and a directory store,
-and so can be served as it is: `PALIMPSEST_HOME=<backup> palimpsest up`.
+Copied are MLflow's database, and of the store what is meant to last: artifacts, audit logs, and who may what. Concept
+images, leases and the checkpoints of running jobs are never copied. A backup is a folder with a SQLite database and a
+directory store, and so can be served as it is: `PALIMPSEST_HOME=<backup> palimpsest up`.
 
 Nothing may write meanwhile, so MLflow must be down; the database is copied after the objects where it makes them
 visible, and what arrived is compared with what was sent.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.audit import AUDIT
+from services.auth import OWNERS, PEOPLE
 from services.errors import ConflictError, RefusedError, UnavailableError
 from services.local_stack import answers
 from services.objects import ObjectStore, open_store
@@ -20,7 +21,7 @@ from services.registry_database import copy_database, schema_state, upgrade_data
 from services.runs import ARTIFACTS
 from services.settings import Settings
 
-LASTING = (f"{ARTIFACTS}/", f"{AUDIT}/")
+LASTING = (f"{ARTIFACTS}/", f"{AUDIT}/", f"{PEOPLE}/", f"{OWNERS}/")
 """Folders of the store that are copied."""
 
 

@@ -2,8 +2,9 @@
 
 A place is an object `leases/<name>/queue/<number>`, created only if absent, and rewritten by who stands there with
 another `beat` every now and then. Whoever is silent for `ttl` seconds, by the others' own monotonic clocks, loses the
-place; if that was a mistake, the next beat brings it back. A place decides only about order: that there is one writer
-at a time is the lease's business (`lease.py`).
+place; if that was a mistake, the next beat brings it back. A place that was taken for somebody who has yet to begin
+says for how many seconds (`patience`) it is kept without a beat. A place decides only about order: that there is one
+writer at a time is the lease's business (`lease.py`).
 """
 
 import json
@@ -15,6 +16,7 @@ from services.errors import NotFoundError
 from services.objects import ObjectStore
 
 _DIGITS = 12
+_LONGEST = 600.0  # seconds that a place may be kept for somebody who has yet to begin
 
 
 class Silence:
@@ -68,9 +70,9 @@ class Turn:
         if self._place is None:
             self._place = queue_up(self._store, self._folder, self._who)
         self._keep()
-        alive = 0
-        for key, seconds in self._silence.look(self._before(self._place)).items():
-            if seconds >= self._ttl:
+        alive, before = 0, self._before(self._place)
+        for key, seconds in self._silence.look(before).items():
+            if seconds >= max(self._ttl, _patience(before[key])):
                 self._store.delete(key)
             else:
                 alive += 1
@@ -98,16 +100,28 @@ class Turn:
         return found
 
 
-def queue_up(store: ObjectStore, folder: str, who: str) -> int:
-    """Take the last place in a queue and return its number. Whoever took it must come for it within others' `ttl`."""
+def queue_up(store: ObjectStore, folder: str, who: str, *, patience: float = 0.0) -> int:
+    """Take the last place in a queue and return its number.
+
+    Whoever took it must come for it within the others' `ttl`, or within `patience` seconds, if that is longer.
+    """
     while True:
         place = max((_number(key) for key in store.list(folder)), default=0) + 1
-        if store.create(_key(folder, place), _state(who, 0)):
+        if store.create(_key(folder, place), _state(who, 0, patience)):
             return place
 
 
-def _state(who: str, beat: int) -> bytes:
-    return json.dumps({"who": who, "beat": beat}).encode()
+def _state(who: str, beat: int, patience: float = 0.0) -> bytes:
+    return json.dumps({"who": who, "beat": beat, "patience": patience}).encode()
+
+
+def _patience(data: bytes) -> float:
+    """How long a silent place is kept, as far as it says so and within reason."""
+    try:
+        found = float(json.loads(data)["patience"])
+    except (ValueError, TypeError, LookupError):
+        return 0.0
+    return min(found, _LONGEST)
 
 
 def _key(folder: str, number: int) -> str:

@@ -76,6 +76,7 @@ async def once(
     response: Response,
     key: str | None,
     *,
+    person: str,
     asked: str,
     work: Callable[[], Awaitable[_M]],
     kind: type[_M],
@@ -85,6 +86,7 @@ async def once(
     Args:
         request, response: of the route.
         key: the header; None if there is none, and then the work is simply done.
+        person: who asks; another's equal key is another key.
         asked: what is asked for, as one text.
         work: gives the answer.
         kind: of the answer.
@@ -96,16 +98,16 @@ async def once(
     if key is None:
         return await work()
     answers, asked = house(request).answers, f"{request.method} {request.url.path}\n{asked}"
-    if (answer := await store_call(lambda: answers.claim(key, asked))) is not None:
+    if (answer := await store_call(lambda: answers.claim(key, asked, person=person))) is not None:
         response.headers[REPLAYED] = "true"
         return kind.model_validate(answer)
     try:
         done = await work()
     except BaseException:
-        _STORE.submit(answers.give_up, key)  # not awaited: this may be a cancellation
+        _STORE.submit(answers.give_up, key, person=person)  # not awaited: this may be a cancellation
         raise
     try:
-        await store_call(lambda: answers.keep(key, asked, done.model_dump(mode="json")))
+        await store_call(lambda: answers.keep(key, asked, done.model_dump(mode="json"), person=person))
     except PalimpsestError as error:  # it is done, so it is answered
         log.warning("an answer was not kept for its Idempotency-Key: %s", error.message)
     return done

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 from fastapi import APIRouter, Request
 
+from cp_serve.guard import permit
 from cp_serve.requests import ClassifyRequest
 from cp_serve.routes.access import Name, house, while_connected
 from cp_serve.routes.forms import form_schema, parse_fields, uploading
@@ -21,6 +22,7 @@ router = APIRouter(prefix="/v1/lineages", tags=["concepts"])
 async def classify(lineage: Name, request: Request) -> ClassifyResponse:
     """Diffusion-classifier scores of a picture over the concepts of a version, and over none of them."""
     check_name(lineage, "lineage")
+    person = permit(request, lineage)
     home = house(request)
     async with uploading(home):
         form = await read_form(request, {"image"}, home.settings, max_files=1)
@@ -33,7 +35,7 @@ async def classify(lineage: Name, request: Request) -> ClassifyResponse:
         version=fields.version,
         picture=np.asarray(reopen(image.png)),
         trials=fields.trials,
-        person=home.signer.sign("person", request.client.host if request.client else ""),
+        person=home.signer.sign("person", person.name or (request.client.host if request.client else "")),
         deadline_seconds=fields.deadline_seconds,
     )
     found = await while_connected(request, home.replicas.classify(wanted))

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from cp_serve.guard import permit_watching, person_of
 from cp_serve.metrics import merge
 from cp_serve.routes.access import Responses, house
 from services.errors import UnavailableError
@@ -25,12 +26,14 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz")
 async def readyz(request: Request) -> dict[str, object]:
     """A denoiser is ready: every live version is loaded, or was refused and the one before it stays."""
-    return {"status": "ready", **await house(request).replicas.status(patience=_PATIENCE)}
+    status = await house(request).replicas.status(patience=_PATIENCE)
+    return {"status": "ready", **(status if person_of(request).watches else {})}
 
 
 @router.get("/metrics", response_class=Response, responses=_METRICS)
 async def metrics(request: Request) -> Response:
     """What the HTTP server and every denoiser count; the server's alone while no denoiser answers."""
+    permit_watching(request)
     home = house(request)
     pages: list[list[Metric]] = [list(home.traffic.collect())]
     with suppress(UnavailableError):

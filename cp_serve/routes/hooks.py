@@ -2,20 +2,26 @@
 
 MLflow signs a delivery as Standard Webhooks does: `X-MLflow-Signature: v1,<base64 of HMAC-SHA256(secret, M)>` with
 M = `<X-MLflow-Delivery-Id>.<X-MLflow-Timestamp>.<body>`. Nothing that a delivery says is believed: the aliases are read
-anew from the registry.
+anew from the registry, and a move that the history has not is looked into.
 """
 
 import base64
 import hashlib
 import hmac
+import json
+import logging
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
-from cp_serve.routes.access import house
+from cp_serve.routes.access import house, registry_call
+from services.errors import PalimpsestError
+from services.manifest import NAME
 
+log = logging.getLogger("palimpsest.http")
 router = APIRouter(prefix="/v1/hooks", tags=["hooks"])
 _UNAUTHORIZED, _NOT_FOUND = 401, 404
 _TOLERANCE = 300.0
@@ -34,7 +40,23 @@ async def mlflow_hook(request: Request) -> Response:
         raise HTTPException(_UNAUTHORIZED)
     await home.replicas.everywhere("hint", patience=_PATIENCE)
     home.traffic.hints.inc()
+    if told := told_of(body):
+        try:
+            await registry_call(lambda: home.registry.look_into(*told))
+        except PalimpsestError as error:  # the hint was heeded
+            log.warning("a move that MLflow told of was not looked into: %s", error.message)
     return Response(status_code=204)
+
+
+def told_of(body: bytes) -> tuple[str, str, int, datetime] | None:
+    """Lineage, alias, version and moment of a move that a delivery tells of; None if it tells of something else."""
+    try:
+        event = json.loads(body)
+        data, moment = event["data"], datetime.fromisoformat(event["timestamp"])
+        name, alias, number = str(data["name"]), str(data["alias"]), int(data["version"])
+    except (ValueError, LookupError, TypeError):
+        return None
+    return (name, alias, number, moment) if moment.tzinfo and NAME.fullmatch(name) else None
 
 
 def signed(secret: str, header: Callable[[str, str], str], body: bytes, now: float) -> bool:

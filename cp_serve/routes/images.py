@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.datastructures import Address
 
+from cp_serve.choice import BASE
+from cp_serve.guard import permit, person_of
 from cp_serve.house import House
 from cp_serve.idempotency import HEADER
 from cp_serve.pictures import encode
@@ -44,7 +45,7 @@ _FILE: Responses = {
 )
 async def generate(body: GenerationRequest, request: Request, response: Response, key: Key = None) -> object:
     """Draw pictures. The answer's `model` says which version drew them."""
-    wanted = _wanted(house(request), body, request.client)
+    wanted = _wanted(request, body)
     if body.stream:
         if key is not None:
             raise InputError(f"{HEADER}: a stream cannot be answered a second time.", param=HEADER)
@@ -55,15 +56,20 @@ async def generate(body: GenerationRequest, request: Request, response: Response
         request,
         response,
         key,
+        person=person_of(request).name,
         asked=body.model_dump_json(),
         work=lambda: _draw(body, request, wanted),
         kind=GenerationResponse,
     )
 
 
-def _wanted(home: House, body: GenerationRequest, client: Address | None) -> DrawRequest:
+def _wanted(request: Request, body: GenerationRequest) -> DrawRequest:
     """What a replica is asked; the seeds are fixed here, so that it may be asked again."""
     lineage, version = split_model(body.model)
+    if lineage != BASE:
+        with naming_model():
+            permit(request, lineage)
+    host = request.client.host if request.client else ""
     first = secrets.randbelow(SEED_LIMIT) if body.seed is None else body.seed
     return DrawRequest(
         lineage=lineage,
@@ -75,14 +81,15 @@ def _wanted(home: House, body: GenerationRequest, client: Address | None) -> Dra
         guidance=body.guidance_scale,
         sampler=body.sampler,
         size=body.size,
-        person=home.signer.sign("person", body.user or (client.host if client else "")),
+        person=house(request).signer.sign("person", person_of(request).name or body.user or host),
         deadline_seconds=body.deadline_seconds,
     )
 
 
 async def _draw(body: GenerationRequest, request: Request, wanted: DrawRequest) -> GenerationResponse:
     home = house(request)
-    with naming_model(), span("draw", steps=body.steps, n=body.n) as attributes:
+    share, person = home.pictures_quota, person_of(request)
+    with naming_model(), share.taken(person, body.n), span("draw", steps=body.steps, n=body.n) as attributes:
         drawn = await while_connected(request, home.replicas.draw(wanted))
         attributes |= {"model": drawn.model, **drawn.timings}
     files = await _files(drawn, body.output_format)
@@ -103,10 +110,11 @@ async def _draw(body: GenerationRequest, request: Request, wanted: DrawRequest) 
 
 async def _stream(body: GenerationRequest, request: Request, wanted: DrawRequest) -> EventStream:
     """The answer begins with the first thing that a replica says, so that what is refused has a status of its own."""
-    items = house(request).replicas.stream(replace(wanted, previews=body.previews))
-    with naming_model():
+    home = house(request)
+    items = home.replicas.stream(replace(wanted, previews=body.previews))
+    with naming_model(), home.pictures_quota.taken(person_of(request), body.n):
         first = await while_connected(request, anext(items))
-    return EventStream(_counted(house(request), _events(body, wanted, first, items)))
+    return EventStream(_counted(home, _events(body, wanted, first, items)))
 
 
 async def _counted(home: House, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

@@ -6,13 +6,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
+from cp_serve.guard import person_of
 from cp_serve.house import House
 from cp_serve.routes.access import Responses, house, registry_call, store_call
 from cp_serve.schemas_learning import Job, Progress
 from cp_serve.sse import MEDIA_TYPE, EventStream, event
 from services.errors import InputError, UnavailableError
 from services.joblog import JobLog
-from services.jobs import JobInfo, job_info, job_log, stop_job, tail_job
+from services.jobs import JobInfo, job_info, job_log, no_such_job, stop_job, tail_job
+from services.lease import leave_place
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JobId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
@@ -26,36 +28,51 @@ _BREAKS = 5
 @router.get("/{job_id}")
 async def get_job(job_id: JobId, request: Request) -> Job:
     """State and progress."""
-    return await registry_call(lambda: _read(house(request), job_id))
+    info = await _permitted(request, job_id)
+    return await registry_call(lambda: _read(house(request), info))
 
 
 @router.delete("/{job_id}")
 async def delete_job(job_id: JobId, request: Request) -> Job:
     """Stop a job that is not over, and delete the images that it held; again, nothing happens."""
-    home = house(request)
-    info = await registry_call(lambda: job_info(home.settings.jobs, job_id))
+    home, info = house(request), await _permitted(request, job_id)
     if not info.over:
         await registry_call(lambda: stop_job(home.settings.jobs, job_id))
     await store_call(lambda: _release(home, info))
-    return await registry_call(lambda: _read(home, job_id))
+    return await registry_call(lambda: _read_anew(home, job_id))
 
 
 @router.get("/{job_id}/events", response_class=Response, responses=_EVENTS)
 async def get_events(job_id: JobId, request: Request) -> EventStream:
     """State, progress and the job's own lines as they come, until it is over."""
-    home = house(request)
-    first = await registry_call(lambda: _read(home, job_id))
+    home, info = house(request), await _permitted(request, job_id)
+    first = await registry_call(lambda: _read(home, info))
     return EventStream(_follow(home, job_id, first))
 
 
-def _read(home: House, job_id: str) -> Job:
-    info = job_info(home.settings.jobs, job_id)
+async def _permitted(request: Request, job_id: str) -> JobInfo:
+    """What is known of a job, for an owner of its lineage; nobody else may even know of it."""
+    info = await registry_call(lambda: job_info(house(request).settings.jobs, job_id))
+    if person_of(request).right(info.argument("--lineage")) != "owner":
+        raise no_such_job()
+    return info
+
+
+def _read_anew(home: House, job_id: str) -> Job:
+    return _read(home, job_info(home.settings.jobs, job_id))
+
+
+def _read(home: House, info: JobInfo) -> Job:
     log = JobLog(info.argument("--concept"), lambda _: None)
-    log.take(job_log(home.settings.jobs, job_id))
+    log.take(job_log(home.settings.jobs, info.id))
     return _job(info, log)
 
 
 def _release(home: House, info: JobInfo) -> None:
+    """Let go of what was taken for a job: its images, and its place in the queue if it never began."""
+    place = info.argument("--place")
+    if info.status == "queued" and place.isdecimal():
+        leave_place(home.store, info.argument("--lineage"), int(place))
     with suppress(InputError):  # images of the user's own folder or bucket are not ours to delete
         home.intake.release(info.argument("--images"))
 
@@ -81,7 +98,7 @@ async def _follow(home: House, job_id: str, job: Job) -> AsyncGenerator[bytes, N
         except UnavailableError:
             if not left:
                 raise
-    yield _event("job.finished", await registry_call(lambda: _read(home, job_id)))
+    yield _event("job.finished", await registry_call(lambda: _read_anew(home, job_id)))
 
 
 def _changes(log: JobLog) -> dict[str, object]:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Request
 
+from cp_serve.guard import permit
 from cp_serve.routes.access import Name, house, registry_call
 from cp_serve.schemas import Canary, Lineage, LiveRequest, LiveResponse, Version
 from services.errors import ConflictError, RefusedError, UnavailableError
@@ -21,6 +22,7 @@ _HINT_PATIENCE = 1.0
 async def get_lineage(lineage: Name, request: Request) -> Lineage:
     """The tree of versions."""
     check_name(lineage, "lineage")
+    permit(request, lineage)
     registry = house(request).registry
     return await registry_call(lambda: _tree(registry, lineage))
 
@@ -32,22 +34,23 @@ async def put_live(lineage: Name, body: LiveRequest, request: Request) -> LiveRe
     Every denoiser loads and verifies the version first, so that serving follows within seconds.
     """
     check_name(lineage, "lineage")
+    actor = permit(request, lineage, "owner").name
     home = house(request)
     await home.replicas.everywhere("load", lineage, body.version, patience=_PATIENCE)
-    moved = await registry_call(lambda: _move(home.registry, lineage, body))
+    moved = await registry_call(lambda: _move(home.registry, lineage, body, actor))
     with suppress(UnavailableError):  # it is moved, and polling finds that too
         await home.replicas.everywhere("hint", patience=_HINT_PATIENCE)
     return moved
 
 
-def _move(registry: Registry, lineage: str, body: LiveRequest) -> LiveResponse:
+def _move(registry: Registry, lineage: str, body: LiveRequest, actor: str) -> LiveResponse:
     previous = registry.aliases(lineage).get(LIVE)
     if body.canary_percent is not None:
         _check_trial(registry.version(lineage, body.version), previous)
-        registry.set_canary(lineage, body.version, body.canary_percent)
+        registry.set_canary(lineage, body.version, body.canary_percent, actor=actor, reason=body.reason)
     else:
-        registry.set_live(lineage, body.version, reason=body.reason)
-        registry.end_canary(lineage)
+        registry.set_live(lineage, body.version, actor=actor, reason=body.reason)
+        registry.end_canary(lineage, actor=actor, reason=body.reason)
     live = previous if body.canary_percent is not None else body.version
     return LiveResponse(lineage=lineage, live=live, previous=previous, canary=_canary(registry, lineage))
 

@@ -4,8 +4,10 @@ from contextlib import suppress
 
 from fastapi import APIRouter, Request
 
+from cp_serve.guard import permit, person_of
 from cp_serve.routes.access import Name, house, naming_model, registry_call, split_model
 from cp_serve.schemas import Model, ModelList
+from services.auth import Person
 from services.errors import NotFoundError
 from services.lineage import Registry, VersionInfo
 
@@ -15,9 +17,10 @@ BASE = Model(id="base", created=0)
 
 @router.get("")
 async def list_models(request: Request) -> ModelList:
-    """The base, every lineage, and every version."""
+    """The base, and every lineage and version that the caller may draw with."""
     registry: Registry = house(request).registry
-    return ModelList(data=[BASE, *await registry_call(lambda: _all(registry))])
+    person = person_of(request)
+    return ModelList(data=[BASE, *await registry_call(lambda: _all(registry, person))])
 
 
 @router.get("/{model}")
@@ -28,14 +31,15 @@ async def get_model(model: Name, request: Request) -> Model:
     if lineage == "base":
         return BASE
     with naming_model():
+        permit(request, lineage)
         if "@" not in model:
             return (await registry_call(lambda: _lineage(registry, lineage)))[0]
         return _version(await registry_call(lambda: registry.version(lineage, registry.resolve(lineage, version))))
 
 
-def _all(registry: Registry) -> list[Model]:
+def _all(registry: Registry, person: Person) -> list[Model]:
     found = []
-    for lineage in registry.lineages():
+    for lineage in filter(person.right, registry.lineages()):
         with suppress(NotFoundError):  # deleted since
             found += _lineage(registry, lineage)
     return found

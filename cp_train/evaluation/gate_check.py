@@ -1,8 +1,12 @@
-"""Whether the gate tells honest updates from catastrophic ones: `python -m cp_train.evaluation.gate_check`.
+"""Whether the gate tells honest updates from catastrophic ones: `python -m cp_train.evaluation.gate_check -o DIR`.
 
-A chain of concepts is learned with the product's own settings on the embedded base, each with another seed, and every
-update is judged as a job's would be. Then updates are spoiled on top of the same chain: the learning rates times 100,
-or the weights of the LoRA shuffled. Prints one line an update; ends with 1 if any verdict is wrong.
+Chains of held-out concepts are learned with the product's own settings, each chain with concepts and a seed of its own,
+and every update is judged as a job's would be. Beside the chains updates are spoiled: learning rates times 100, or the
+numbers of the LoRA shuffled. Even chains are of the `tuning` artwork and may set limits, odd ones of the `reporting`
+artwork and tell how well such limits do.
+
+`updates.csv` has a line for every update, `gate.md` what follows (`gate_report.py`). A chain that is written is not
+learned again, so a run that was interrupted goes on. Ends with 1 if any verdict is wrong.
 """
 
 import argparse
@@ -14,27 +18,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 
-from cp_train.evaluation.draw import draw
-from cp_train.evaluation.evidence import Evidence
-from cp_train.evaluation.gate import Limits, judge
+from cp_train.benchmark.subjects import Subject, from_folders, shipped
+from cp_train.evaluation.gate_report import HONEST, KINDS, Table, Update, write_report
 from cp_train.fisher import FisherConfig
 from cp_train.methods import DEFAULT
 from cp_train.phase import Shard
 from cp_train.plan import LearningConfig, Plan
-from cp_train.prompts import plain_prompt
-from cp_train.task import SAMPLE_SEEDS, Task
+from cp_train.task import Learned, Task
 from services.adapter import Adapter, TrainingState, new_adapter
 from services.arguments import Parser
 from services.base_model import BaseModel, load_base, use_threads
 from services.errors import InputError, PalimpsestError
-from services.lineage import Verdict
 from services.manifest import Concept
-from services.settings import get_settings
+from services.settings import Settings, get_settings
 
 SPOILED = 100.0
 """What a catastrophic update's learning rates are multiplied by."""
+_PARTS = ("tuning", "reporting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,22 +47,98 @@ class Lineage:
     concepts: tuple[Concept, ...] = ()
 
 
-def task_of(base: BaseModel, parent: Lineage, folder: Path, config: LearningConfig) -> Task:
-    """The images of one folder to learn on top of a version; the folder's name is the concept's, and its noun."""
-    images = [Image.open(path).convert("RGB") for path in sorted(folder.iterdir()) if path.suffix == ".png"]
-    plan = Plan(
-        lineage="gate-check",
-        concept=Concept(name=folder.name, noun=folder.name),
-        base=base.ref.id,
-        base_ref=base.ref,
-        intake_id="",
-        config=config,
-        parent=parent.adapter,
-        fisher=parent.fisher,
-        earlier=parent.concepts,
-        run_id="",
-    )
-    return Task(plan, base, images, shard=Shard(), wrap=lambda module: module)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Check:
+    """What is to be tried.
+
+    Attributes:
+        honest: updates.
+        spoiled: updates, spread over the chains.
+        length: concepts of one chain.
+        folders: subfolders of anybody's own pictures, in place of the artwork.
+    """
+
+    base: BaseModel
+    settings: Settings
+    config: LearningConfig
+    honest: int
+    spoiled: int
+    length: int
+    folders: Path | None = None
+
+    @property
+    def chains(self) -> int:
+        """How many there are."""
+        return -(-self.honest // self.length)
+
+    def subjects(self, chain: int) -> list[Subject]:
+        """The concepts of one chain, in order: disjoint ones while there are enough.
+
+        Raises:
+            InputError: there are too few.
+        """
+        known = from_folders(self.folders, self.settings) if self.folders else shipped(_PARTS[chain % 2])
+        count = min(self.length, self.honest - chain * self.length)
+        if len(known) < count:
+            raise InputError(f"A chain takes {count} concepts and there are {len(known)}: lower --length.")
+        place = chain if self.folders else chain // len(_PARTS)
+        shuffle, part = divmod(place, len(known) // count)
+        return random.Random(f"{shuffle}").sample(known, len(known))[part * count :][:count]  # noqa: S311
+
+    def kinds(self, chain: int) -> list[list[str]]:
+        """How each concept of a chain is spoiled beside being learned: no, one or several ways."""
+        count = self.spoiled // self.chains + (chain < self.spoiled % self.chains)
+        length = len(self.subjects(chain))
+        ways: list[list[str]] = [[] for _ in range(length)]
+        for number in range(count):
+            ways[(length - 1 - number // 2) % length].append(KINDS[(number + chain) % 2])
+        return ways
+
+    def run(self, chain: int) -> Iterator[Update]:
+        """Learn one chain and judge all of its updates."""
+        config = replace(self.config, loop=replace(self.config.loop, seed=chain))
+        version = Lineage(new_adapter(self.base.layout, rank=config.rank, seed=chain), None)
+        for subject, ways in zip(self.subjects(chain), self.kinds(chain), strict=True):
+            task = self._trained(version, subject, config)
+            adapter, fisher = task.adapter(), task.fisher_information()
+            yield self._judged(chain, HONEST, task, adapter, fisher)
+            for kind in ways:
+                if kind == KINDS[0]:
+                    worse = self._trained(version, subject, spoiled(config))
+                    yield self._judged(chain, kind, worse, worse.adapter(), fisher)
+                else:
+                    yield self._judged(chain, kind, task, shuffled(adapter, chain), fisher)
+            version = Lineage(adapter, fisher, task.plan.concepts)
+
+    def _trained(self, version: Lineage, subject: Subject, config: LearningConfig) -> Task:
+        plan = Plan(
+            lineage="gate-check",
+            concept=subject.concept,
+            base=self.base.ref.id,
+            base_ref=self.base.ref,
+            intake_id="",
+            config=config,
+            parent=version.adapter,
+            fisher=version.fisher,
+            earlier=version.concepts,
+            run_id="",
+        )
+        task = Task(plan, self.base, list(subject.images), shard=Shard(), wrap=lambda module: module)
+        task.train(lambda *_: None, None)
+        return task
+
+    def _judged(self, chain: int, kind: str, task: Task, adapter: Adapter, fisher: TrainingState) -> Update:
+        started = time.monotonic()
+        learned: Learned = task.judged(adapter, fisher, self.settings)
+        return Update.of(
+            chain=chain,
+            kind=kind,
+            concept=task.plan.concept.name,
+            earlier=len(task.plan.earlier),
+            verdict=learned.verdict,
+            metrics=learned.metrics,
+            seconds=time.monotonic() - started,
+        )
 
 
 def shuffled(adapter: Adapter, seed: int) -> Adapter:
@@ -77,82 +154,68 @@ def spoiled(config: LearningConfig) -> LearningConfig:
     return replace(config, loop=replace(loop, lr=SPOILED * loop.lr, token_lr=SPOILED * loop.token_lr))
 
 
-def examine(task: Task, adapter: Adapter) -> tuple[Evidence, Verdict, float]:
-    """What the gate says of an adapter that a task made, and how many seconds it took without the sample grid."""
-    settings, plan = get_settings(), task.plan
-    pictures = draw(task.base, adapter, [plain_prompt(concept) for concept in plan.concepts], SAMPLE_SEEDS)
-    started = time.monotonic()
-    evidence = task.evidence(adapter, pictures, settings.gate_features)
-    seconds = time.monotonic() - started
-    return evidence, judge(evidence, Limits.of(settings), plan.concept.name), seconds
+def check(wanted: Check, output: Path) -> bool:
+    """Try everything that is not written yet; whether every verdict is right."""
+    output.mkdir(parents=True, exist_ok=True)
+    table = Table(output / "updates.csv")
+    done = {update.chain for update in table.read()}
+    for chain in range(wanted.chains):
+        if chain in done:
+            continue
+        made = []
+        for update in wanted.run(chain):
+            made.append(update)
+            print(update.line(), flush=True)
+        table.append(made)
+    updates = table.read()
+    (output / "gate.md").write_text(write_report(updates, wanted.settings))
+    right = sum(update.right for update in updates)
+    print(f"{right} of {len(updates)} verdicts are right; see {output / 'gate.md'}")
+    return right == len(updates)
 
 
-def show(kind: str, task: Task, adapter: Adapter, *, honest: bool) -> bool:
-    """Print one update's line; whether the verdict is right."""
-    evidence, verdict, seconds = examine(task, adapter)
-    figures = [min((d.similarity for d in evidence.drift.values()), default=1.0)]
-    figures += [max((d.mmd for d in evidence.drift.values()), default=0.0)]
-    figures += [max(evidence.dc_drop.values(), default=0.0), max(*evidence.kv.values(), evidence.base_kv, 0.0)]
-    figures += [evidence.base.similarity, evidence.base.mmd, evidence.new_similarity, evidence.new_loss, seconds]
-    name = f"{kind} <{task.plan.concept.name}> after {len(task.plan.earlier)}"
-    word = "passed" if verdict.passed else "failed"
-    print(f"{name:32}" + "".join(f"{value:9.3f}" for value in figures) + f"  {word}", flush=True)
-    return verdict.passed == honest
-
-
-def updates(base: BaseModel, folders: Sequence[Path], config: LearningConfig, honest: int, bad: int) -> Iterator[bool]:
-    """Whether each verdict is right. Chains of all folders, in another order and with another seed each time."""
-    done = spoilt = chain = 0
-    while done < honest or spoilt < bad:
-        order = random.Random(chain).sample(folders, len(folders))  # noqa: S311
-        settings = replace(config, loop=replace(config.loop, seed=chain))
-        version = Lineage(new_adapter(base.layout, rank=config.rank, seed=chain), None)
-        for folder in order:
-            if spoilt < bad and version.concepts and spoilt % 2 == 0:
-                task = task_of(base, version, folder, spoiled(settings))
-                task.train(lambda *_: None, None)
-                yield show("learning rate x100", task, task.adapter(), honest=False)
-                spoilt += 1
-            task = task_of(base, version, folder, settings)
-            task.train(lambda *_: None, None)
-            if spoilt < bad and version.concepts:
-                yield show("shuffled weights", task, shuffled(task.adapter(), chain), honest=False)
-                spoilt += 1
-            if done < honest:
-                yield show("honest", task, task.adapter(), honest=True)
-                done += 1
-            version = Lineage(task.adapter(), task.fisher_information(), task.plan.concepts)
-        chain += 1
-
-
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; 0 if every verdict is right."""
     try:
-        return _check()
+        return 0 if _check(arguments) else 1
     except PalimpsestError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1
 
 
-def _check() -> int:
+def _check(arguments: Sequence[str] | None) -> bool:
     parser = Parser(prog="python -m cp_train.evaluation.gate_check", description=__doc__.splitlines()[0])
-    parser.add_argument("--honest", type=int, default=20, help="honest updates")
-    parser.add_argument("--catastrophic", type=int, default=10, help="spoiled updates")
-    parser.add_argument("--method", default=DEFAULT, help="method of all updates")
-    parser.add_argument("--images", type=Path, default=Path("infra/samples"), help="one subfolder of PNGs a concept")
-    parser.add_argument("--fisher-batches", type=int, default=100, help="minibatches of each Fisher pass")
-    arguments: argparse.Namespace = parser.parse_args()
-    folders = sorted(path for path in arguments.images.iterdir() if path.is_dir())
-    if len(folders) < 1 + (arguments.catastrophic > 0):
-        raise InputError(f"{arguments.images} needs a subfolder for each of two concepts: later updates are spoiled.")
-    use_threads(get_settings().threads)
-    base = load_base(get_settings().base, device=get_settings().device)
-    config = LearningConfig.for_method(arguments.method, fisher=FisherConfig(batches=arguments.fisher_batches))
-    columns = ("similar", "mmd", "dc drop", "kv", "b.similar", "b.mmd", "n.similar", "n.loss", "seconds")
-    print(f"{'update':32}" + "".join(f"{column:>9}" for column in columns))
-    right = list(updates(base, folders, config, arguments.honest, arguments.catastrophic))
-    print(f"{sum(right)} of {len(right)} verdicts are right")
-    return 0 if all(right) else 1
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the table and the report")
+    parser.add_argument("--honest", type=int, default=20, help="honest updates (default: %(default)s)")
+    parser.add_argument("--catastrophic", type=int, default=12, help="spoiled updates (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=5, help="concepts of a chain (default: %(default)s)")
+    parser.add_argument("--method", default=DEFAULT, help="method of all updates (default: %(default)s)")
+    parser.add_argument("--images", type=Path, help="one subfolder a concept, in place of the held-out artwork")
+    parser.add_argument("--base", default=get_settings().base, help="base model (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="training steps (default: the job's)")
+    parser.add_argument("--fisher-batches", type=int, help="minibatches of a Fisher pass (default: the job's)")
+    options: argparse.Namespace = parser.parse_args(arguments)
+    if min(options.honest, options.length) < 1 or options.catastrophic < 0:
+        raise InputError("Give at least one honest update, and chains of at least one concept.")
+    settings = get_settings()
+    use_threads(settings.threads)
+    wanted = Check(
+        base=load_base(options.base, device=settings.device),
+        settings=settings,
+        config=_config(options),
+        honest=options.honest,
+        spoiled=options.catastrophic,
+        length=options.length,
+        folders=options.images,
+    )
+    return check(wanted, options.output)
+
+
+def _config(options: argparse.Namespace) -> LearningConfig:
+    """The product's own settings, but for what was asked to be shorter."""
+    fisher = FisherConfig() if options.fisher_batches is None else FisherConfig(batches=options.fisher_batches)
+    config = LearningConfig.for_method(options.method, fisher=fisher)
+    return config if options.steps is None else replace(config, loop=replace(config.loop, steps=options.steps))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from services.conditioning import condition
 SEED = 20_241_000
 IMAGES = 8
 TRIALS = 8
+FEW, GLIMPSES = 4, 2
 
 
 def denoising_loss(base: BaseModel, adapter: Adapter, latents_NCHW: Tensor, prompt: str, *, repeats: int = 4) -> float:
@@ -41,6 +42,15 @@ def dc_accuracy(
         for latent in latents_NCHW[:IMAGES]
     ]
     return sum(wins) / len(wins)
+
+
+def dc_score(base: BaseModel, adapter: Adapter, latents_NCHW: Tensor, prompts: Sequence[str], *, tau: float) -> float:
+    """Mean probability that diffusion-classifier scores give `prompts[0]`: a quick look, on few images and trials."""
+    kv_PLK = condition(base, prompts, adapter)
+    found = [
+        scores.classify(base, latent, kv_PLK, trials=GLIMPSES, tau=tau, seed=SEED)[0] for latent in latents_NCHW[:FEW]
+    ]
+    return torch.stack(found).mean().item()
 
 
 def trial_logits(base: BaseModel, latents_NCHW: Tensor, kv_PLK: Tensor, *, tau: float, trials: int = TRIALS) -> Tensor:

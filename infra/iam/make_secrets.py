@@ -17,22 +17,38 @@ _BYTES = 32
 
 ROLES = {"mlflow": ("mlflow",), "operator": ("operator",), "ray": ("training", "serving")}
 """User of the compose stack's S3 server, which is its access key too -> the policies of this folder that it has."""
-COMPOSE = ("postgres_password", "mlflow_password", "mlflow_flask_key", "ray_token", "grafana_password")
+COMPOSE = (
+    *("postgres_password", "mlflow_password", "mlflow_flask_key", "mlflow_webhook_key"),
+    *("ray_token", "watch_token", "webhook_secret", "grafana_password"),
+)
 """One file each; beside them `s3_<role>`, the secret key of a role."""
 KUBERAY = {
     "ray-token": ("auth_token",),
+    "watch": ("token",),
+    "webhook": ("secret",),
     "redis": ("password",),
     "postgres": ("password",),
-    "mlflow": ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"),
+    "mlflow": (
+        *("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"),
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
+    ),
 }
 """Name of a Kubernetes secret -> its keys."""
+
+
+_FERNET = {"mlflow_webhook_key", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"}
+"""Keys that must be 32 bytes in base64 to the letter, padding included."""
+
+
+def _new(name: str) -> str:
+    return secrets.token_urlsafe(_BYTES) + ("=" if name in _FERNET else "")
 
 
 def make_compose(folder: Path) -> None:
     """Write the compose stack's secrets, and the S3 server's users with their policies."""
     _private(folder)
     for name in (*COMPOSE, *(f"s3_{role}" for role in ROLES)):
-        _write(folder / name, secrets.token_urlsafe(_BYTES))
+        _write(folder / name, _new(name))
     keys = {role: (folder / f"s3_{role}").read_text() for role in ROLES}
     _write(folder / "s3.json", json.dumps(seaweedfs_users(keys), indent=2))
 
@@ -58,7 +74,7 @@ def make_kuberay(folder: Path) -> None:
     """Write one file of variables for each Kubernetes secret, and the kustomization that turns them into secrets."""
     _private(folder)
     for name, keys in KUBERAY.items():
-        _write(folder / f"{name}.env", "".join(f"{key}={secrets.token_urlsafe(_BYTES)}\n" for key in keys))
+        _write(folder / f"{name}.env", "".join(f"{key}={_new(key)}\n" for key in keys))
     generator = [{"name": name, "envs": [f"{name}.env"]} for name in KUBERAY]
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",

@@ -146,3 +146,22 @@ def test_what_was_read_while_its_name_was_made_anew_is_not_kept(shelf: Shelf) ->
     assert bank.here("pets", 1) is None
     assert bank.get("pets", 1) is not old
     assert bank.here("pets", 1) is bank.get("pets", 1)
+
+
+def test_a_deleted_version_goes_even_while_a_request_holds_it(shelf: Shelf) -> None:
+    metrics = Metrics()
+    bank = bank_of(shelf, room=4, metrics=metrics)
+    bank.go_live("pets", 1)
+    other = bank.get("pets", 2)
+    deleted = {("pets", 1), ("pets", 2), ("mugs", 2)}
+    with bank.hold(other):
+        bank.forget(deleted)
+        bank.measure()
+        assert value(metrics, "palimpsest_bank_versions") == value(metrics, "palimpsest_bank_bytes") == 0
+    assert bank.pointers() == {}
+    with bank.hold(other):  # chosen before the deletion was seen
+        bank.forget(deleted)
+    bank.measure()
+    assert value(metrics, "palimpsest_bank_bytes") == 0
+    bank.get("pets", 2)
+    assert shelf.fetched["pets", 2] == 2, "it is not here any more"

@@ -17,7 +17,7 @@ from services import errors
 from services.settings import Settings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
-PLAIN = {"invalid_json", "bad_request", "unauthorized", "timeout", "method_not_allowed", "unsupported_media_type"}
+PLAIN = {"invalid_json", "bad_request", "timeout", "method_not_allowed", "unsupported_media_type"}
 
 
 @pytest.fixture(scope="module")

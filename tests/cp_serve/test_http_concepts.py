@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from PIL import Image
 
 from cp_serve.routes import concepts
 from services.intake import Intake
+from services.manifest import BaseRef, sha256
 from services.objects import open_store
 from tests.cp_serve.conftest import Serving
 from tests.cp_serve.test_http import refused
+from tests.cp_serve.versions import publish
 
 PATH = "/v1/lineages/pets/concepts"
 CLASSIFY = "/v1/lineages/pets/classify"
@@ -57,6 +60,7 @@ def test_where_no_job_can_be_submitted_no_picture_stays(serving: Serving) -> Non
     refused(response, 503, "unavailable", None, "Ray's job API")
     assert int(response.headers["retry-after"]) >= 1
     assert held(serving) == []
+    assert list(open_store(serving.settings).list("leases/pets/queue/")) == [], "nobody waits for it"
 
 
 def test_a_key_is_free_again_after_a_failure(serving: Serving) -> None:
@@ -64,6 +68,14 @@ def test_a_key_is_free_again_after_a_failure(serving: Serving) -> None:
         while (response := post(serving, good(), headers={"Idempotency-Key": "learn-1"})).status_code == 409:
             pass  # the claim is given up a moment after the answer
         assert response.status_code == 503
+    assert held(serving) == []
+
+
+def test_a_lineage_of_another_base_is_refused_before_any_picture_is_held(serving: Serving) -> None:
+    lineage, other = f"l{uuid4().hex[:8]}", BaseRef(id="other", revision=sha256(b"other"))
+    publish(serving.registry, lineage, serving.denoiser.base, serving.adapters[1], live=False, ref=other)
+    response = post(serving, good(), path=f"/v1/lineages/{lineage}/concepts")
+    refused(response, 409, "refused", None, "belongs to another base model")
     assert held(serving) == []
 
 

@@ -1,10 +1,12 @@
 """The parts of the HTTP side that need no replica: signatures, kept pictures, kept answers, the janitor, webhooks."""
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from io import BytesIO
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,7 +18,7 @@ from PIL import Image
 from cp_serve.idempotency import FOLDER, MAX_LENGTH, Answers
 from cp_serve.janitor import sweep
 from cp_serve.pictures import Pictures, encode
-from cp_serve.routes.hooks import signed
+from cp_serve.routes.hooks import signed, told_of
 from cp_serve.signing import Signer, load_key
 from services.errors import ConflictError, InputError, NotFoundError, UnavailableError
 from services.objects import ObjectStore
@@ -102,7 +104,7 @@ def test_the_janitor_deletes_what_is_overdue_and_nothing_else(
     assert kept.open(*stays).data == b"two"
     with pytest.raises(NotFoundError):
         short.open(*gone)
-    assert list(store.list(f"{FOLDER}/")) == [f"{FOLDER}/{signer.sign('idempotency', 'key')}.json"]
+    assert list(store.list(f"{FOLDER}/")) == [f"{FOLDER}/{signer.sign('idempotency', '', 'key')}.json"]
     assert set(store.list("pictures/")) == {f"pictures/{stays[0]}", "pictures/somebody-elses"}
     sweep({"answers": answers.expire}, now + DAY)
     assert list(store.list(f"{FOLDER}/")) == []
@@ -195,3 +197,20 @@ def test_mlflows_own_signature_is_taken_and_no_other() -> None:
     }
     for why, headers in refusals.items():
         assert not signed("secret", headers, body.encode(), now), why  # type: ignore[arg-type]
+
+
+def test_what_a_delivery_tells_of() -> None:
+    data = {"name": "pets", "alias": "live", "version": "7"}
+    event = {
+        "entity": "model_version_alias",
+        "action": "created",
+        "timestamp": "2026-01-02T03:04:05+00:00",
+        "data": data,
+    }
+    told = told_of(json.dumps(event).encode())
+    assert told == ("pets", "live", 7, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    gone = {name: value for name, value in data.items() if name != "version"}
+    wrong: list[object] = [[], 7, {}, event | {"data": gone}, event | {"timestamp": "now"}, event | {"data": None}]
+    wrong += [event | {"timestamp": "2026-01-02T03:04:05"}, event | {"data": data | {"name": "../x"}}]
+    assert [told_of(json.dumps(other).encode()) for other in wrong] == [None] * len(wrong)
+    assert told_of(b"\xff") is None

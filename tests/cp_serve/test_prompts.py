@@ -15,7 +15,9 @@ from tests.bases import some_adapter
 
 
 def slot_of(base: BaseModel, seed: int) -> Any:
-    return SimpleNamespace(digest=f"sha256:{seed}", adapter=some_adapter(base.layout, {"fox": 1}, seed=seed))
+    return SimpleNamespace(
+        digest=f"sha256:{seed}", model=f"pets@{seed}", adapter=some_adapter(base.layout, {"fox": 1}, seed=seed)
+    )
 
 
 def counts(metrics: Metrics) -> tuple[float, float]:
@@ -42,6 +44,17 @@ def test_it_is_bounded_and_forgets_what_was_used_least_recently(tiny_base: BaseM
     assert counts(metrics) == (2, 4), "b went when c came"
     nothing = Prompts(tiny_base, max_bytes=0)
     assert nothing("a", None) is not nothing("a", None)
+
+
+def test_what_a_deleted_version_computed_is_dropped(tiny_base: BaseModel) -> None:
+    metrics, one, other = Metrics(), slot_of(tiny_base, 1), slot_of(tiny_base, 2)
+    prompts = Prompts(tiny_base, max_bytes=2**24, metrics=metrics)
+    for slot in (one, other, None):
+        prompts("a fox", slot)
+    prompts.forget({("pets", 1), ("mugs", 2)})
+    for slot in (other, None, one):
+        prompts("a fox", slot)
+    assert counts(metrics) == (2, 4), "only version 1's was computed again"
 
 
 def test_no_prompt_is_kept(tiny_base: BaseModel) -> None:

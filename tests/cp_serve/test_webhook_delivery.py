@@ -9,6 +9,7 @@ import requests
 
 from services.runs import Server
 from services.settings import Settings
+from services.webhook import NAME, PATH, ensure_webhook
 from tests.cp_serve.conftest import Serving
 from tests.house import wait_until
 from tests.ports import free_ports
@@ -31,15 +32,20 @@ def test_mlflow_itself_is_heeded(webhook_server: Settings, serving: Serving, api
         return float(next(line for line in lines if line.startswith("palimpsest_http_hints_total")).split()[1])
 
     before = hints()
+    hook = {"webhook_url": f"{api_url}{PATH}", "webhook_secret": serving.settings.webhook_secret}
     with running(webhook_server) as settings:
+        assert not ensure_webhook(settings)
+        wrong = settings.model_copy(update=hook | {"webhook_secret": "another", "webhook_url": "http://127.0.0.1:9/x"})
+        for named in (wrong, settings.model_copy(update=hook), settings.model_copy(update=hook)):
+            assert ensure_webhook(named)
         client = Server(settings.mlflow).client
-        events = ["model_version_alias.created"]
-        client.create_webhook("hint", f"{api_url}/v1/hooks/mlflow", events, secret=serving.settings.webhook_secret)
-        client.create_registered_model("pets")
-        client.create_model_version("pets", "s3://nowhere/x", await_creation_for=0)
+        (only,) = client.list_webhooks()
+        assert (only.name, only.url) == (NAME, hook["webhook_url"])
+        client.create_registered_model("hooked")
+        client.create_model_version("hooked", "s3://nowhere/x", await_creation_for=0)
 
         def moved() -> bool:
-            client.set_registered_model_alias("pets", "live", "1")  # events right after a webhook's creation are lost
+            client.set_registered_model_alias("hooked", "live", "1")  # events right after its creation are lost
             return hints() > before
 
         wait_until(moved)

@@ -3,12 +3,13 @@
 Everything is real but the learning itself: MLflow, store, lease, intake, and the death of the process.
 """
 
+import logging
 import os
 import re
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ from cp_train.plan import LearningConfig, Plan
 from cp_train.task import Learned
 from services.adapter import TrainingState, encode
 from services.base_model import BaseModel
-from services.errors import NotFoundError
+from services.errors import InputError, NotFoundError, RefusedError, UnavailableError
 from services.intake import Intake
+from services.lease import take_place
 from services.lineage import CANDIDATE, LIVE, Registry, Verdict
 from services.objects import DirectoryStore, open_store
 from services.runs import Server
 from services.settings import Settings
 from tests.lineages import numbers
+from tests.proxy import Proxy
 
 SAMPLES = Path(__file__).parents[2] / "infra" / "samples" / "fox"
 STAGES = [
@@ -135,6 +138,93 @@ def test_killed_and_submitted_again(settings: Settings, request_of: Callable[[st
     for weeks in (2, 4):  # what has no manifest is marked first
         Intake(store, settings).expire(time.time() + weeks * 7 * 86400)
     assert list(store.list("intake/")) == []
+
+
+def test_an_outage_after_learning_is_waited_out(
+    settings: Settings,
+    request_of: Callable[[str], Request],
+    monkeypatch: pytest.MonkeyPatch,
+    mlflow_server: Settings,
+) -> None:
+    """MLflow goes away while the job learns, and is back only once the job waits for it."""
+    honest = cp_train.job.train
+    with Proxy(mlflow_server.mlflow) as network:
+        said = logging.getLogger("palimpsest.job").warning
+
+        def learned(plan: Plan, there: Settings) -> Learned:
+            network.down()
+            return honest(plan, there)
+
+        def warned(line: str, *values: object) -> None:
+            if line.startswith("waiting for at most"):
+                network.up()
+            said(line, *values)
+
+        monkeypatch.setattr(cp_train.job, "train", learned)
+        monkeypatch.setattr(cp_train.job.log, "warning", warned)
+        outcome = learn(
+            request_of(f"l{uuid4().hex[:12]}"), settings.model_copy(update={"mlflow_uri": network.endpoint})
+        )
+    assert (outcome.version, outcome.live) == (1, True)
+
+
+def test_an_outage_that_does_not_end_is_an_error_and_the_same_again_learns(
+    settings: Settings, request_of: Callable[[str], Request], monkeypatch: pytest.MonkeyPatch, mlflow_server: Settings
+) -> None:
+    honest, request = cp_train.job.train, request_of(f"l{uuid4().hex[:12]}")
+    with Proxy(mlflow_server.mlflow) as network:
+
+        def learned(plan: Plan, there: Settings) -> Learned:
+            network.down()
+            return honest(plan, there)
+
+        monkeypatch.setattr(cp_train.job, "train", learned)
+        far = settings.model_copy(update={"mlflow_uri": network.endpoint, "outage_seconds": 0.0})
+        with pytest.raises(UnavailableError):
+            learn(request, far)
+    monkeypatch.setattr(cp_train.job, "train", honest)
+    assert learn(request, settings).version == 1
+
+
+def test_a_lineage_is_not_learned_on_with_another_base(
+    settings: Settings, request_of: Callable[[str], Request], tiny_folders: Mapping[str, Path]
+) -> None:
+    """Nor begun anew on one, for its versions could come back; nothing is left of the try."""
+    request = request_of(f"l{uuid4().hex[:12]}")
+    learn(request, settings)
+    store = open_store(settings)
+    registry = Registry(settings, store)
+    other = replace(request, concept="mug", base=str(tiny_folders["v_prediction"]))
+    for _ in range(2):
+        with pytest.raises(RefusedError, match="belongs to another base model"):
+            learn(other, settings)
+        registry.clear_live(request.lineage)
+    assert numbers(Server(settings.mlflow).client, request.lineage) == [1]
+    assert list(store.list("intake/")) == []
+
+
+def test_a_job_takes_up_its_place_or_gives_it_up(settings: Settings, request_of: Callable[[str], Request]) -> None:
+    lineage, store = f"l{uuid4().hex[:12]}", open_store(settings)
+    places = [take_place(store, lineage, holder=f"job-{number}") for number in range(2)]
+    request = replace(request_of(lineage), place=places[0])
+    with pytest.raises(InputError):
+        learn(replace(request, images="ftp://nowhere"), settings)
+    assert len(list(store.list(f"leases/{lineage}/queue/"))) == 1, "those behind do not wait for it"
+    assert learn(replace(request, place=places[1]), settings).version == 1
+    assert list(store.list(f"leases/{lineage}/queue/")) == []
+
+
+def test_pictures_are_kept_with_a_version_unless_they_are_not_wanted(
+    settings: Settings, request_of: Callable[[str], Request]
+) -> None:
+    store = open_store(settings)
+    for wanted in (True, False):
+        lineage = f"l{uuid4().hex[:12]}"
+        outcome = learn(request_of(lineage), settings.model_copy(update={"samples": wanted}))
+        kept = [key for key in store.list("mlflow/") if outcome.run_id in key and "/samples/" in key]
+        assert bool(kept) == wanted
+        page = Server(settings.mlflow).client.get_model_version(lineage, "1").description
+        assert ("get-artifact" in page) == wanted
 
 
 def test_the_images_of_a_refused_concept_stay_for_another_try(

@@ -109,3 +109,13 @@ def test_there_is_no_such_job(house: House) -> None:
 def test_serves_proxy_puts_one_id_on_an_answer(house: House) -> None:
     response = requests.get(f"{house.settings.api}/healthz", headers={"X-Request-Id": "abc"}, timeout=PATIENCE)
     assert response.headers["X-Request-Id"] == "abc"
+
+
+def test_submissions_at_once_are_learned_in_their_order(house: House) -> None:
+    """Whichever job Ray starts first."""
+    names = ("zebra", "yak", "ant")
+    job_ids = [submit(house, name, lineage="queue", steps="12").json()["job_id"] for name in names]
+    ends = [list(events(house, job_id))[-1][1] for job_id in job_ids]
+    assert [(end["version"], end["status"]) for end in ends] == [(1, "succeeded"), (2, "succeeded"), (3, "succeeded")]
+    assert house.registry.version("queue", 3).concepts == names
+    assert list(house.store.list("leases/queue/queue/")) == []

@@ -15,7 +15,9 @@ from PIL import Image
 from pyarrow import fs
 
 from cp_serve import idempotency, pictures, signing
-from services import audit, objects, runs
+from services import audit, auth, objects, runs
+from services.auth import Door, People
+from services.errors import ForbiddenError, UnavailableError
 from services.images import check_images
 from services.intake import Intake
 from services.lease import lease
@@ -39,9 +41,26 @@ CHECKPOINTS = {"s3:AbortMultipartUpload"}
 """Ray Train writes checkpoints with Arrow's own client, in parts."""
 MAY = {
     "training": {"intake": "GPD", "leases": "GPD", "training": "GPD", "mlflow": "GP", "audit": "GP"},
-    "serving": {"intake": "GPD", "answers": "GPD", "pictures": "GPD", "mlflow": "G", "audit": "GP", "secrets": "GP"},
+    "serving": {
+        "intake": "GPD",
+        "leases": "GPD",
+        "answers": "GPD",
+        "pictures": "GPD",
+        "mlflow": "G",
+        "audit": "GP",
+        "secrets": "GP",
+        "owners": "GP",
+    },
     "mlflow": {"mlflow": "G"},
-    "operator": {"intake": "GPD", "leases": "GPD", "doctor": "GPD", "mlflow": "GD", "audit": "GP"},
+    "operator": {
+        "intake": "GPD",
+        "leases": "GPD",
+        "doctor": "GPD",
+        "mlflow": "GD",
+        "audit": "GP",
+        "people": "GPD",
+        "owners": "GPD",
+    },
 }
 """Policy -> folder of the store -> Get, Put, Delete. What is not here is forbidden."""
 FOLDERS = {
@@ -51,6 +70,8 @@ FOLDERS = {
     objects.TRAINING,
     runs.ARTIFACTS,
     audit.AUDIT,
+    auth.PEOPLE,
+    auth.OWNERS,
     pictures.FOLDER,
     idempotency.FOLDER,
     signing.KEY.partition("/")[0],
@@ -207,3 +228,20 @@ def test_the_api_keeps_its_key_and_knows_what_is_missing(compose_store: Store) -
         key = signing.load_key(place)
         assert signing.load_key(place) == key
         assert not place.exists("mlflow/1/run/artifacts/adapter/manifest.json"), "missing is missing, not forbidden"
+
+
+def test_people_are_invited_by_an_operator_and_let_in_by_the_api(compose_store: Store) -> None:
+    """The API needs no right to read who there are: their names are in the listing. It says who begins a lineage."""
+    with signed_in(compose_store, "operator") as settings:
+        token = People(open_store(settings)).invite("ada")
+    with signed_in(compose_store, "serving") as settings:
+        people = People(open_store(settings))
+        assert Door(people).admit(token).name == "ada"
+        people.claim("ada", "pets")
+        with pytest.raises(ForbiddenError):
+            people.claim("bob", "pets")
+        assert Door(people).admit(token).right("pets") == "owner"
+        with pytest.raises(UnavailableError):
+            people.invite("eve", admin=True)
+    with signed_in(compose_store, "operator") as settings:
+        People(open_store(settings)).dismiss("ada")

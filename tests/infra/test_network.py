@@ -44,7 +44,7 @@ EXPECTED = {
     ("training", "figures"): {"training", "training head", "prometheus"},
     ("serving head", "jobs"): {"serving", "serving head", "operator"},
     ("serving head", "gcs"): {"serving", "serving head"},
-    ("serving", "http"): {"serving", "serving head", "client", "operator", "prometheus"},
+    ("serving", "http"): {"serving", "serving head", "client", "operator", "prometheus", "mlflow"},
     ("serving", "figures"): {"serving", "serving head", "prometheus"},
 }
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 
 from tests.infra.files import INFRA, script
 
@@ -31,6 +32,15 @@ def test_every_secret_of_compose_is_long_and_its_own(tmp_path: Path) -> None:
     values = [(tmp_path / "secrets" / name).read_text() for name in names]
     assert min(map(len, values)) >= 43
     assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("target", ["compose", "kuberay"])
+def test_mlflow_takes_its_key_for_the_webhooks_secret(target: str, tmp_path: Path) -> None:
+    """Not every string is one: it must be a Fernet key."""
+    getattr(make_secrets, f"make_{target}")(tmp_path)
+    text = (tmp_path / ("mlflow_webhook_key" if target == "compose" else "mlflow.env")).read_text()
+    key = text.strip().rpartition("MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY=")[2]
+    assert Fernet(key).decrypt(Fernet(key).encrypt(b"secret")) == b"secret"
 
 
 def test_the_store_knows_the_keys_that_were_made(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -120,6 +121,18 @@ def test_a_version_that_was_changed(
     assert not findings(lambda: Doctor(settings, lambda: BASE).versions(keeper), "fault", broken)
     thorough = Doctor(settings, lambda: BASE, thorough=True)
     assert findings(lambda: thorough.versions(keeper), "fault", broken)
+
+
+def test_a_move_that_was_overruled(
+    settings: Settings, keeper: Retention, mlflow_client: Mlflow, stack_store: ObjectStore, lineage: str
+) -> None:
+    for _ in range(2):
+        publish(keeper, lineage)
+    keeper.set_live(lineage, 1)
+    keeper.look_into(lineage, LIVE, 2, datetime.now(UTC))
+    doctor = Doctor(settings, lambda: BASE)
+    (found,) = findings(lambda: doctor.audit(keeper, stack_store), "warning", f"a move of live of `{lineage}` to 2")
+    assert found.mend == f"if 2 was meant: `palimpsest promote 2 --lineage {lineage}`"
 
 
 def test_moves_in_mlflow_itself_and_a_damaged_log(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.errors import BusyError, ConflictError, InputError, UnavailableError
-from services.lease import _KEEP, _Waiter, beats, lease, take_place
+from services.lease import _KEEP, _Waiter, beats, lease, leave_place, take_place
 from services.objects import ObjectStore, open_store_at
 from tests.proxy import Proxy
 from tests.s3 import Place, S3Server
@@ -335,7 +335,7 @@ def test_those_who_wait_take_turns_in_the_order_in_which_they_queued_up(store: O
 
 
 def test_a_place_whose_owner_never_comes_lapses(store: ObjectStore) -> None:
-    lost = take_place(store, "x", holder="gone")
+    lost = take_place(store, "x", holder="gone", patience=0)
     with pytest.raises(BusyError, match="came before"), lease(store, "x", ttl=LONG, holder="a", timeout=0):
         pass
     with lease(store, "x", ttl=0.5, holder="a", timeout=PATIENCE):
@@ -343,6 +343,23 @@ def test_a_place_whose_owner_never_comes_lapses(store: ObjectStore) -> None:
     with lease(store, "x", ttl=LONG, holder="gone", timeout=0, place=lost):
         pass
     assert not list(store.list("leases/x/queue/"))
+
+
+def test_a_place_is_kept_for_a_job_that_has_yet_to_begin(store: ObjectStore) -> None:
+    """For longer than a holder may be silent, until somebody says that nobody will come."""
+    kept = take_place(store, "x", holder="job", patience=PATIENCE)
+    with pytest.raises(BusyError, match="came before"), lease(store, "x", ttl=0.2, holder="a", timeout=1.0):
+        pass
+    leave_place(store, "x", kept)
+    with lease(store, "x", ttl=0.2, holder="a", timeout=PATIENCE):
+        pass
+
+
+@pytest.mark.parametrize("state", [b"", b"[]", b'{"patience": "long"}', b'{"patience": NaN}', b'{"patience": -1}'])
+def test_a_place_that_says_nonsense_is_like_any_other(store: ObjectStore, state: bytes) -> None:
+    store.put("leases/x/queue/000000000001", state)
+    with lease(store, "x", ttl=0.3, holder="a", timeout=PATIENCE):
+        pass
 
 
 def test_who_gives_up_leaves_the_queue(store: ObjectStore) -> None:

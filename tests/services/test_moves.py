@@ -3,12 +3,13 @@
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 import requests
 
-from services.audit import UNKNOWN, AuditLog
+from services.audit import UNKNOWN, AuditLog, Entry
 from services.canary import CANARY
 from services.errors import ConflictError, NotFoundError, RefusedError
 from services.lineage import CANDIDATE, LIVE, Registry, Verdict, VersionInfo
@@ -30,7 +31,8 @@ def chain(registry: Registry, lineage: str) -> list[VersionInfo]:
 
 
 def live_moves(registry: Registry, lineage: str) -> list[tuple[int | None, int | None, str]]:
-    return [(move.before, move.after, move.via) for move in registry.history(lineage) if move.alias == LIVE]
+    moves = [entry for entry in registry.history(lineage) if entry.action == "move" and entry.alias == LIVE]
+    return [(move.before, move.after, move.via) for move in moves]
 
 
 JOBS = [(None, 1, "job"), (1, 2, "job"), (2, 3, "job")]
@@ -72,6 +74,50 @@ def test_a_lineage_of_before_the_log_gets_one(registry: Registry, mlflow_client:
     publish(registry, lineage)
     mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
     assert live_moves(registry, lineage) == [(None, 1, "found")]
+
+
+def test_a_move_that_was_overruled_at_once_is_found_out(
+    registry: Registry,
+    mlflow_client: Mlflow,
+    lineage: str,
+    chain: list[VersionInfo],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A person moves `live` in MLflow itself in the moment between a job's last look and its write."""
+    theirs, newest = (publish(registry, lineage, parent=parent).number for parent in (chain[0], chain[-1]))
+    carry_out, begun = registry._carry_out, datetime.now(UTC)
+
+    def raced(name: str, entry: Entry) -> None:
+        if entry.alias == LIVE:
+            mlflow_client.set_registered_model_alias(lineage, LIVE, str(theirs))
+        carry_out(name, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_carry_out", raced)
+        assert registry.promote(lineage, newest, expected=3)
+    assert registry.aliases(lineage)[LIVE] == newest
+    assert live_moves(registry, lineage)[-1] == (3, newest, "job"), "the history has nothing of it"
+
+    told = [registry.look_into(lineage, LIVE, number, begun) for number in (newest, theirs, theirs)]
+    assert told == [False, True, False], "said once, and not of what was written down before it was done"
+    found = registry.history(lineage)[-1]
+    assert (found.action, found.before, found.after, found.via) == ("overruled", theirs, newest, "found")
+    assert found.reason.startswith("made in MLflow itself at ")
+    assert live_moves(registry, lineage)[-1] == (3, newest, "job")
+    assert registry.undo(lineage) == 3, "what is taken back is the move that stands"
+    assert registry.may_begin(lineage) is False
+
+
+def test_moves_that_everybody_saw_are_not_looked_into(
+    registry: Registry, mlflow_client: Mlflow, lineage: str, chain: list[VersionInfo]
+) -> None:
+    now = datetime.now(UTC)
+    mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
+    assert not registry.look_into(lineage, LIVE, 1, now), "it stands, and is written down by this look"
+    registry.set_live(lineage, 2)
+    assert not any(registry.look_into(lineage, LIVE, number, now) for number in (1, 2))
+    assert not registry.look_into(lineage, "favourite", 1, now)
+    assert registry.look_into(lineage, LIVE, 3, now + timedelta(hours=1)), "nobody wrote down one of that time"
 
 
 def test_undo_takes_back_move_after_move(

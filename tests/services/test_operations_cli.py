@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from services.audit import Entry
 from services.cli import main
 from services.objects import open_store
+from services.operations_cli import tell
 from services.retention import Retention
 from services.settings import Settings, get_settings
 from tests.lineages import Mlflow, numbers, publish
@@ -50,12 +52,50 @@ def palimpsest(capsys: pytest.CaptureFixture[str]) -> Say:
     return run
 
 
+def test_people_come_and_go(palimpsest: Say, settings: Settings, lineage_of_four: str) -> None:
+    """And what was done with a token has its owner's name."""
+    name = f"p{lineage_of_four}"
+    token = palimpsest("invite", name, "--admin").strip()
+    assert token.startswith(f"palimpsest_{name}_")
+    assert palimpsest("grant", name, lineage_of_four, "owner") == f"{name}  1 token; admin; owns {lineage_of_four}\n"
+    palimpsest("grant", name, "mugs", "generate")
+    assert f"{name}  1 token; admin; owns {lineage_of_four}; draws with mugs\n" in palimpsest("people")
+    assert palimpsest("revoke", name, "mugs").endswith(f"owns {lineage_of_four}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALIMPSEST_AUTH", "tokens")
+        patch.setenv("PALIMPSEST_TOKEN", token)
+        get_settings.cache_clear()
+        palimpsest("undo", "--lineage", lineage_of_four)
+    get_settings.cache_clear()
+    assert f" by {name}: undo of entry" in palimpsest("history", "--lineage", lineage_of_four)
+    palimpsest("dismiss", name)
+    assert name not in palimpsest("people")
+    assert "There is nobody called" in palimpsest("grant", name, "mugs", "owner", fails=True)
+
+
 def test_history_and_undo(palimpsest: Say, lineage_of_four: str) -> None:
     last = palimpsest("history", "--lineage", lineage_of_four).splitlines()[-2]
     assert re.fullmatch(r"\S+  live 3 -> 4 by ada: sharper", last)
     assert "live is version 3" in palimpsest("undo", "--lineage", lineage_of_four, "--reason", "too sharp")
     assert "live 4 -> 3 by " in palimpsest("history", "--lineage", lineage_of_four)
     assert "no move" in palimpsest("undo", "--lineage", lineage_of_four, fails=True)
+
+
+def test_an_overruled_move_is_told() -> None:
+    entry = Entry(
+        number=1,
+        at="2026-01-02T03:04:05.000+00:00",
+        action="overruled",
+        alias="live",
+        before=1,
+        after=4,
+        actor="unknown",
+        reason="made in MLflow itself",
+        via="found",
+    )
+    assert tell(entry) == (
+        "2026-01-02T03:04:05  a move of live to 1 overruled, 4 stands, found later, by unknown: made in MLflow itself"
+    )
 
 
 def test_forget_says_what_must_be_submitted_again(palimpsest: Say, lineage_of_four: str) -> None:

@@ -7,13 +7,16 @@ import pytest
 
 from services.audit import Entry
 from services.errors import BusyError, ConflictError, InputError, NotFoundError, RefusedError, UnavailableError
+from services.images import check_images
+from services.intake import Intake
 from services.lease import lease
 from services.lineage import CANDIDATE, LIVE, Verdict, VersionInfo
 from services.manifest import MANIFEST_FILE
 from services.objects import DirectoryStore, ObjectStore
 from services.retention import Garbage, Retention, find_abandoned
 from services.settings import Settings
-from tests.lineages import BASE, LAYOUT, Mlflow, begin, folder, make, numbers, publish
+from tests.lineages import BASE, LAYOUT, Mlflow, begin, fine, folder, make, numbers, publish
+from tests.services.pictures import encode, picture
 
 NOTHING = Garbage((), (), ())
 
@@ -161,6 +164,28 @@ def test_forgetting_for_good_deletes_every_version_that_knew(
         keeper.forget(lineage, "c1")
 
 
+def test_forgetting_for_good_takes_what_refused_and_broken_jobs_left(
+    keeper: Retention, stack_settings: Settings, stack_store: ObjectStore, lineage: str
+) -> None:
+    """Images that stayed for another try, and pictures of a run that made no version."""
+    (first,) = grow(keeper, lineage, None)
+    intake = Intake(stack_store, stack_settings)
+    held = [intake.hold(check_images([("a.png", encode(picture(seed)))], stack_settings)) for seed in range(2)]
+    run_id = begin(keeper, lineage)
+    manifest, files = make(lineage, run_id, parent=first)
+    refused = Verdict(passed=False, reasons=("no",))
+    keeper.publish(
+        *(lineage, run_id, manifest, files), submission="s", verdict=refused, job="", check=fine, intake=held[0]
+    )
+    broken = begin(keeper, lineage)
+    keeper.put_artifact(broken, "samples/concepts.png", b"picture")
+    assert keeper.forget(lineage, "c1", delete=True).deleted == (2,)
+    assert [key for key in stack_store.list("mlflow/") if run_id in key or broken in key] == []
+    assert list(stack_store.list(f"intake/{held[0]}/")) == []
+    assert intake.open(held[1]), "another concept's stay"
+    intake.release(held[1])
+
+
 def test_forgetting_the_first_concept_lets_the_lineage_begin_anew(keeper: Retention, lineage: str) -> None:
     grow(keeper, lineage, None, 1)
     forgotten = keeper.forget(lineage, "c0", delete=True)
@@ -213,8 +238,7 @@ def test_files_of_a_version_that_never_was_are_collected(
     garbage = keeper.garbage(lineage, days=0)
     assert garbage == Garbage((), (), (run_id,))
     keeper.collect(lineage, garbage, days=0)
-    left = [key for key in stack_store.list("mlflow/") if run_id in key]
-    assert [key.rpartition("/")[2] for key in left] == ["x.png"]
+    assert [key for key in stack_store.list("mlflow/") if run_id in key] == []
     assert keeper.garbage(lineage, days=0) == NOTHING
 
 

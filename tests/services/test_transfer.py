@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy
 
+from services.auth import People
 from services.errors import ConflictError, NotFoundError, RefusedError
 from services.lineage import LIVE, Registry
 from services.objects import open_store
@@ -33,6 +34,10 @@ def _grow(settings: Settings) -> None:
     registry.log_metrics(first.run_id, {"loss": 0.25, "nan": float("nan")}, step=3)
     registry.end_run(begin(registry, "pets"), "FAILED")
     publish(registry, "mugs", seed=3)
+    People(open_store(settings)).invite("ada")
+    People(open_store(settings)).claim("ada", "pets")
+    hook = ["model_version_alias.created"]
+    registry._client.create_webhook("palimpsest", "http://127.0.0.1:9/hook", hook, secret="of this installation")
     open_store(settings).put(f"intake/in-{uuid4().hex}/00.png", b"a person's picture")
     open_store(settings).put("leases/pets/000000000001", b"{}")
 
@@ -40,7 +45,7 @@ def _grow(settings: Settings) -> None:
 def _told(settings: Settings) -> dict[str, Any]:
     """Everything that a registry says, as far as people and programs look at it; every byte is verified."""
     registry, client = Registry(settings, open_store(settings)), Server(settings.mlflow).client
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"people": People(open_store(settings)).all()}
     for lineage in registry.lineages():
         versions = registry.versions(lineage)
         told[lineage] = (versions, registry.history(lineage), client.get_registered_model(lineage).description)
@@ -101,6 +106,7 @@ def test_all_moves_to_postgres_and_s3_and_back_in_a_backup(
     assert [list(store.list(folder)) for folder in ("intake/", "leases/")] == [[], []], "pictures and leases stay"
     with running(postgres_s3):
         assert _told(postgres_s3) == told
+        assert list(Server(postgres_s3.mlflow).client.list_webhooks()) == [], "they are the old installation's own"
         _goes_on(postgres_s3)
         later = _told(postgres_s3)
         with pytest.raises(ConflictError, match="MLflow runs"):

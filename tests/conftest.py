@@ -28,16 +28,26 @@ _SHARED = {
 """Name of a group of tests -> the fixtures that they share, the group that takes longest first."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Say what stays in one process where there are several (`make test`), so that each server is started once.
 
-    Tests that share servers do, and those of one file. The largest groups come first: nobody waits for them at the end.
+    Tests that share servers do, and those of one file. Said here: xdist reads it before any other hook sees all items.
     """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The largest groups come first: nobody waits for them at the end."""
     order = [*_SHARED]
     items.sort(key=lambda item: order.index(_group(item)) if _group(item) in order else len(order))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to go on where the groups are not heeded, as with a pytest that xdist does not know yet."""
+    if getattr(session.config.option, "loadgroup", False):
+        ungrouped = [item.nodeid for item in session.items if "@" not in item.nodeid.rpartition("]")[2]]
+        if ungrouped:
+            raise pytest.UsageError(f"pytest-xdist does not keep {ungrouped[0]} with its group: pin another pytest.")
 
 
 def _group(item: pytest.Item) -> str:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from services.local_stack import ray_environment
 from tests.house import PATIENCE, House, wait_until
 
 PREFIX = "/scaled"
@@ -35,7 +36,8 @@ def url(house: House) -> Iterator[str]:
     grown = {"PALIMPSEST_MAX_REPLICAS": "2", "PALIMPSEST_MAX_BATCH": "2", "PALIMPSEST_DOWNSCALE_SECONDS": "1"}
     for what in ("up", "down"):
         command = [sys.executable, "-c", SCRIPT, what]
-        done = subprocess.run(command, env=house.environment | grown, capture_output=True, text=True, check=False)
+        environment = ray_environment(house.settings) | grown
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         if what == "up":
             yield f"{house.settings.api}{PREFIX}"

@@ -57,7 +57,7 @@ def test_a_version_carries_manifest_metrics_and_a_grid_of_all_concepts(house: Ho
     artifacts = [key for key in house.store.list("mlflow/") if info.run_id in key]
     names = {key.rpartition("/")[2] for key in artifacts}
     files = {"adapter.safetensors", "tokens.safetensors", "training_state.safetensors", MANIFEST_FILE}
-    assert names == files | {"concepts.png"}
+    assert names == files | {"concepts.png", "robot.jpg", "fox.jpg", "matrix.csv", "matrix.png"}
     (grid,) = [key for key in artifacts if key.endswith("samples/concepts.png")]
     assert Image.open(io.BytesIO(house.store.get(grid))).size == (4 * 64, 2 * 64)
 

@@ -28,7 +28,7 @@ def test_a_token_lets_its_owner_in_and_is_nowhere_to_be_read(people: People, sto
     token = people.invite("ada")
     person = Door(people).admit(token)
     assert (person.name, person.admin, person.watches, person.right("pets")) == ("ada", False, False, None)
-    secret = token.rpartition("_")[2]
+    secret = token.split("_", 2)[2]
     kept = {key: store.get(key) for key in store.list()}
     assert not [key for key, data in kept.items() if secret in key or secret.encode() in data]
     assert any(key.endswith(hashlib.sha256(token.encode()).hexdigest()) for key in kept)
@@ -38,7 +38,7 @@ def test_a_token_lets_its_owner_in_and_is_nowhere_to_be_read(people: People, sto
 
 def test_any_other_token_is_nobodys(people: People) -> None:
     people.invite("bob")
-    secret = people.invite("ada").rpartition("_")[2]
+    secret = people.invite("ada").split("_", 2)[2]
     wrong = ["", "ada", "palimpsest_ada_", f"palimpsest_ada_{'A' * 43}", f"palimpsest_../x_{'A' * 43}"]
     for token in [*wrong, f"palimpsest_bob_{secret}", f"palimpsest_ada_{secret}x", f"palimpsest_ada_{secret}\n"]:
         with pytest.raises(UnauthorizedError):

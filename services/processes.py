@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def stop(name: str, *, folder: Path) -> bool:
         os.kill(process.pid, signal.SIGTERM)
         _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
         for member in left:
-            member.kill()
+            with suppress(psutil.NoSuchProcess):  # it may go with its parent, just killed
+                member.kill()
         psutil.wait_procs(left, timeout=STOP_SECONDS)
     (folder / f"{name}.json").unlink(missing_ok=True)
     return process is not None

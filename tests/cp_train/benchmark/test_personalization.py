@@ -52,4 +52,4 @@ def test_subjects_are_learned_alone_and_in_a_row(brief, subjects):
 
 def test_a_base_without_a_judge_is_refused_by_the_command(brief, tmp_path, capsys):
     assert personalization.main(["-o", str(tmp_path), "--base", brief.base, "--concepts", "1"]) == 1
-    assert "error: features: this base has no judge beside it" in capsys.readouterr().err
+    assert "error: features: there is no judge in" in capsys.readouterr().err

@@ -128,11 +128,6 @@ class Bank:
                     del self._held[slot]
                     self._evict()
 
-    def go_live(self, lineage: str, number: int) -> None:
-        """Point the lineage at a version, once it is here and sound. Raises as `get` does, and then changes nothing."""
-        self.get(lineage, number, anew=True)
-        self.point(lineage, number)
-
     def point(self, lineage: str, number: int) -> None:
         """Point the lineage at a version that `get` has just returned."""
         with self._lock:

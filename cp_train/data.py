@@ -14,11 +14,16 @@ AT_ONCE = 8
 """Pictures that go through the VAE together."""
 
 
-def to_pixels(images: Sequence[Image.Image], size: int) -> Tensor:
-    """Centre-cropped squares as float32 [N, 3, size, size] in [-1, 1]."""
+def to_bytes(images: Sequence[Image.Image], size: int) -> Tensor:
+    """Centre-cropped squares as drawn pictures are, uint8 [N, size, size, 3]."""
     fitted = [ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS) for image in images]
     bytes_ = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in fitted]
-    return torch.stack(bytes_).view(-1, size, size, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.stack(bytes_).view(-1, size, size, 3)
+
+
+def to_pixels(images: Sequence[Image.Image], size: int) -> Tensor:
+    """Centre-cropped squares as float32 [N, 3, size, size] in [-1, 1]."""
+    return to_bytes(images, size).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def random_crop(image: Image.Image, generator: torch.Generator) -> Image.Image:

@@ -26,19 +26,17 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from cp_serve.bench import machine
+from cp_serve.bench.publish import publish
 from cp_serve.bench.run import some_adapter
 from cp_serve.bench.systems import CONCEPT
-from services.adapter import Adapter, TrainingState, encode, file_refs
 from services.arguments import Parser
 from services.base_model import BaseModel, load_base
 from services.client import Client
 from services.errors import PalimpsestError
 from services.lineage import LIVE, Registry
-from services.manifest import Concept, Content, Manifest, Provenance
 from services.objects import open_store
 from services.runs import Server
 from services.settings import Settings, get_settings
-from services.versions import Verdict
 
 _PROMPT, _SEED, _STEPS = f"a photo of a <{CONCEPT}>", 7, 10
 _NEAR = 2
@@ -89,36 +87,11 @@ def _lineage(settings: Settings, base: BaseModel) -> Iterator[str]:
     registry, name = Registry(settings, open_store(settings)), f"bench-{uuid4().hex[:12]}"
     try:
         for number in (1, 2):
-            _publish(registry, name, base, some_adapter(base, 4, number))
+            publish(registry, name, some_adapter(base, 4, number), base.layout, base.ref)
         yield name
     finally:
         server = Server(settings.mlflow)
         server.ask(server.client.delete_registered_model, name)
-
-
-def _publish(registry: Registry, lineage: str, base: BaseModel, adapter: Adapter) -> None:
-    run_id = registry.create_run(lineage, name="bench", params={}, tags={})
-    files = encode(adapter, TrainingState(adapter.down_PRD.abs(), adapter.up_KR.abs()), base.layout)
-    content = Content(
-        lineage=lineage,
-        base=base.ref,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        concepts=(Concept(name=CONCEPT, noun=CONCEPT),),
-        files=file_refs(files),
-    )
-    origin = Provenance(
-        parent=None,
-        parent_digest=None,
-        method="finetune",
-        settings={},
-        metrics={},
-        run_id=run_id,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
-    manifest = Manifest(digest=content.digest, content=content, provenance=origin)
-    rest = {"submission": uuid4().hex, "verdict": Verdict(passed=True), "job": ""}
-    registry.publish(lineage, run_id, manifest, files, check=lambda: None, **rest)  # type: ignore[arg-type]
 
 
 def _draw(client: Client, model: str, *, steps: int = _STEPS) -> "_Pixels":

@@ -13,7 +13,7 @@ from cp_train import methods
 from cp_train.benchmark.settings import Examination
 from cp_train.benchmark.store import Record
 from cp_train.benchmark.subjects import Subject, together
-from cp_train.data import cached_latents, to_pixels
+from cp_train.data import cached_latents, to_bytes
 from cp_train.evaluation.draw import draw_conditioned
 from cp_train.evaluation.features import Agreement, Features
 from cp_train.evaluation.metrics import fixed_noise_loss, trial_logits
@@ -111,9 +111,7 @@ class Examiner:
         return Record(figures, features), {"pictures": torch.stack(rows), "references": references[None]}
 
     def _shown(self, images: Sequence[Image.Image]) -> Tensor:
-        """Real pictures as drawn ones are, uint8 [N, H, W, 3] of the base's size."""
-        pixels_N3HW = to_pixels(images, self.base.image_size)
-        return ((pixels_N3HW + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+        return to_bytes(images, self.base.image_size)
 
     def _in_full(
         self, number: int, concept: Concept, model: Model, features: dict[str, Tensor], figures: dict[str, Any]

@@ -9,7 +9,6 @@ much of the first concept plain fine-tuning on five in a row leaves.
     python -m cp_train.benchmark.personalization -o DIR     writes personalization.json and personalized.png
 """
 
-import argparse
 import json
 import logging
 import math
@@ -17,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cp_train.benchmark.learner import Cost, History, learn
 from cp_train.benchmark.subjects import Subject, shipped
-from cp_train.data import to_pixels
+from cp_train.data import to_bytes
 from cp_train.evaluation.distances import similarity
 from cp_train.evaluation.draw import draw, grid
 from cp_train.evaluation.features import AUTO, Features, open_features
@@ -34,8 +34,10 @@ from cp_train.plan import LearningConfig
 from cp_train.pretrain.compose import main_colour
 from cp_train.pretrain.render import Pixels
 from services.adapter import Adapter
+from services.arguments import Parser
 from services.base_model import BaseModel, load_base
 from services.errors import PalimpsestError
+from services.telemetry import configure_logging
 
 log = logging.getLogger("palimpsest.personalization")
 
@@ -75,9 +77,9 @@ def measure(base: BaseModel, features: Features, trial: Trial) -> tuple[dict[str
     few = [replace(subject, images=subject.images[:REFERENCES]) for subject in trial.subjects]
     results = [_alone(base, features, subject, trial.config) for subject in few]
     figures = {
-        "likeness": _mean([found["likeness"] for found, _ in results]),
-        "seconds": _mean([found["seconds"] for found, _ in results]),
-        "in_blue": _mean([found["in_blue"] for found, _ in results]),
+        "likeness": fmean([found["likeness"] for found, _ in results]),
+        "seconds": fmean([found["seconds"] for found, _ in results]),
+        "in_blue": fmean([found["in_blue"] for found, _ in results]),
         "concepts": {subject.concept.name: found for subject, (found, _) in zip(few, results, strict=True)},
         "finetune_in_a_row": _in_a_row(base, features, few[: trial.row], trial.config),
         "method": trial.config.method,
@@ -95,10 +97,10 @@ def _alone(
     learned = learn(base, config, [subject], History(), seed=0)
     adapter = learned.history.adapters[subject.concept.name]
     drawn_PSHWC = draw(base, adapter, [prompt.format(subject.concept.name) for prompt in PROMPTS], SEEDS)
-    shown_NHWC = _shown(base, subject)
+    shown_NHWC = to_bytes(subject.images, base.image_size)
     found = {
         "likeness": likeness(features.images(drawn_PSHWC[0]), features.images(shown_NHWC)),
-        "in_blue": _mean([float(coloured(picture.numpy()) == "blue") for picture in drawn_PSHWC[IN_BLUE]]),
+        "in_blue": fmean([float(coloured(picture.numpy()) == "blue") for picture in drawn_PSHWC[IN_BLUE]]),
         **_spent(learned.cost),
     }
     log.info("%s: %s", subject.concept.name, found)
@@ -120,7 +122,7 @@ def _in_a_row(
 
 def _likeness_of(base: BaseModel, features: Features, subject: Subject, adapter: Adapter) -> float:
     drawn_PSHWC = draw(base, adapter, [PROMPTS[0].format(subject.concept.name)], SEEDS)
-    return likeness(features.images(drawn_PSHWC[0]), features.images(_shown(base, subject)))
+    return likeness(features.images(drawn_PSHWC[0]), features.images(to_bytes(subject.images, base.image_size)))
 
 
 def likeness(drawn_ND: Tensor, references_MD: Tensor) -> float:
@@ -138,17 +140,8 @@ def coloured(picture_HW3: Pixels) -> str | None:
     return main_colour(np.concatenate([picture_HW3, alpha_HW1], -1), _MOST)
 
 
-def _shown(base: BaseModel, subject: Subject) -> Tensor:
-    pixels_N3HW = to_pixels(subject.images, base.image_size)
-    return ((pixels_N3HW + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-
-
 def _spent(cost: Cost) -> dict[str, float]:
     return {"seconds": round(cost.seconds, 1), "cpu_seconds": round(cost.cpu_seconds, 1)}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def write(folder: Path, base: str, trial: Trial) -> None:
@@ -161,13 +154,13 @@ def write(folder: Path, base: str, trial: Trial) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the path of the figures; returns the exit code."""
-    line = argparse.ArgumentParser(prog="python -m cp_train.benchmark.personalization", description=__doc__)
+    configure_logging()
+    line = Parser(prog="python -m cp_train.benchmark.personalization", description=__doc__.splitlines()[0])
     line.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     line.add_argument("--base", default="embedded", help="embedded, or the folder of a base with a judge beside it")
     line.add_argument("--concepts", type=int, default=8, help="how many (default: %(default)s)")
-    given = line.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        given = line.parse_args(arguments)
         write(given.output, given.base, Trial(subjects=shipped("tuning")[: given.concepts]))
     except PalimpsestError as error:
         print(f"error: {error.message}", file=sys.stderr)

@@ -12,7 +12,7 @@ from cp_serve.bank import Bank
 from cp_serve.metrics import Metrics
 from services.base_model import BaseModel
 from services.errors import NotFoundError, RefusedError, UnavailableError
-from tests.cp_serve.versions import adapter_of
+from tests.cp_serve.versions import adapter_of, go_live
 
 
 @dataclass
@@ -72,12 +72,12 @@ def test_what_a_request_holds_stays(shelf: Shelf) -> None:
 
 def test_live_versions_go_last_and_come_back_when_asked_for(shelf: Shelf) -> None:
     bank = bank_of(shelf, room=2)
-    bank.go_live("pets", 1)
+    go_live(bank, "pets", 1)
     for number in range(2, 6):
         bank.get("pets", number)
     assert bank.live("pets")
-    bank.go_live("a", 1)
-    bank.go_live("b", 1)
+    go_live(bank, "a", 1)
+    go_live(bank, "b", 1)
     assert bank.live("pets") is None, "more live versions than room"
     assert bank.pointers() == {"pets": 1, "a": 1, "b": 1}
     bank.get("pets", 1)
@@ -119,7 +119,7 @@ def test_an_outage_is_not_remembered(shelf: Shelf) -> None:
 def test_a_lineage_made_again_has_none_of_the_old_versions(shelf: Shelf) -> None:
     bank = bank_of(shelf, room=4)
     bank.keep({}, {"pets": 1})
-    bank.go_live("pets", 1)
+    go_live(bank, "pets", 1)
     old = bank.get("pets", 1)
     assert bank.keep({"pets": 1}, {"pets": 1}) == set()
     assert bank.get("pets", 1) is old
@@ -151,7 +151,7 @@ def test_what_was_read_while_its_name_was_made_anew_is_not_kept(shelf: Shelf) ->
 def test_a_deleted_version_goes_even_while_a_request_holds_it(shelf: Shelf) -> None:
     metrics = Metrics()
     bank = bank_of(shelf, room=4, metrics=metrics)
-    bank.go_live("pets", 1)
+    go_live(bank, "pets", 1)
     other = bank.get("pets", 2)
     deleted = {("pets", 1), ("pets", 2), ("mugs", 2)}
     with bank.hold(other):

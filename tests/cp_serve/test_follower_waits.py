@@ -13,7 +13,7 @@ from services.base_model import BaseModel
 from services.canary import Targets
 from services.errors import UnavailableError
 from tests.cp_serve.drawings import PATIENCE
-from tests.cp_serve.versions import adapter_of
+from tests.cp_serve.versions import adapter_of, go_live
 from tests.house import wait_until
 
 
@@ -70,7 +70,7 @@ def test_a_slow_version_holds_up_nobody_else(shelf: Shelf) -> None:
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(bank.get, "slow", 1)
         wait_until(lambda: bool(shelf.fetched))
-        bank.go_live("quick", 1)
+        go_live(bank, "quick", 1)
         assert bank.pointers() == {"quick": 1}
         assert not slow.done()
         shelf.held["slow"].set()
@@ -92,7 +92,7 @@ def test_reading_and_forgetting_at_once_break_nothing(shelf: Shelf) -> None:
         readers = [pool.submit(read) for _ in range(2)]
         for round_ in range(20):
             for number in range(40):
-                bank.go_live(f"l{number}", 1)
+                go_live(bank, f"l{number}", 1)
             left = {f"l{number}": 1 for number in range(round_)}
             bank.keep(left, left)
         done.set()
@@ -101,13 +101,13 @@ def test_reading_and_forgetting_at_once_break_nothing(shelf: Shelf) -> None:
 
 def test_a_failed_fetch_changes_nothing_and_may_be_repeated(shelf: Shelf) -> None:
     bank = bank_of(shelf)
-    bank.go_live("pets", 1)
+    go_live(bank, "pets", 1)
     shelf.failing["pets"] = UnavailableError("away")
     with pytest.raises(UnavailableError):
-        bank.go_live("pets", 2)
+        go_live(bank, "pets", 2)
     assert bank.pointers() == {"pets": 1}
     shelf.failing.clear()
-    bank.go_live("pets", 2)
+    go_live(bank, "pets", 2)
     assert bank.pointers() == {"pets": 2}
 
 

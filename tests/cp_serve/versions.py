@@ -1,12 +1,13 @@
 """Versions of a real base, published in the real registry as a training job publishes them."""
 
 from collections.abc import Mapping
-from uuid import uuid4
 
-from services.adapter import Adapter, TrainingState, encode, file_refs
+from cp_serve.bank import Bank
+from cp_serve.bench.publish import publish as publish_version
+from services.adapter import Adapter
 from services.base_model import BaseModel
-from services.lineage import Registry, Verdict, VersionInfo
-from services.manifest import BaseRef, Concept, Content, Manifest, Provenance
+from services.lineage import Registry, VersionInfo
+from services.manifest import BaseRef
 from tests.bases import some_adapter
 
 
@@ -25,36 +26,13 @@ def publish(
     passed: bool = True,
 ) -> VersionInfo:
     """One more version of a lineage; `ref` names another base than the one it fits."""
-    run_id = registry.create_run(lineage, name="learn", params={}, tags={})
-    files = encode(adapter, TrainingState(adapter.down_PRD.abs(), adapter.up_KR.abs()), base.layout)
-    content = Content(
-        lineage=lineage,
-        base=ref or base.ref,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        concepts=tuple(Concept(name=name, noun=name, vectors=len(rows)) for name, rows in adapter.tokens.items()),
-        files=file_refs(files),
-    )
-    provenance = Provenance(
-        parent=None,
-        parent_digest=None,
-        method="finetune",
-        settings={},
-        metrics={},
-        run_id=run_id,
-        created="2026-01-01T00:00:00Z",
-    )
-    manifest = Manifest(digest=content.digest, content=content, provenance=provenance)
-    info = registry.publish(
-        lineage,
-        run_id,
-        manifest,
-        files,
-        submission=uuid4().hex,
-        verdict=Verdict(passed=passed),
-        job="",
-        check=lambda: None,
-    )
+    info = publish_version(registry, lineage, adapter, base.layout, ref or base.ref, passed=passed)
     if live:
         registry.set_live(lineage, info.number)
     return registry.version(lineage, info.number)
+
+
+def go_live(bank: Bank, lineage: str, number: int) -> None:
+    """Fetch a version and point the lineage at it, as the follower does; what `get` raises changes nothing."""
+    bank.get(lineage, number, anew=True)
+    bank.point(lineage, number)

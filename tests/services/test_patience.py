@@ -36,7 +36,7 @@ def test_it_does_not_wait_for_ever_nor_for_what_is_no_outage() -> None:
 
     with pytest.raises(UnavailableError):
         outlast(away, seconds=0.05, say=lambda _: None)
-    assert len(tried) > 2
+    assert len(tried) >= 2, "again after the first failure, and when the time is over"
     tried.clear()
     with pytest.raises(UnavailableError):
         outlast(away, seconds=0, say=lambda _: None)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cp_serve.batch import Unet
+from cp_serve.unet import prepare_unet
 from services.base_model import BaseModel, load_base
 
 _Inputs = tuple[Tensor, Tensor, Tensor]
@@ -28,8 +30,11 @@ def ways(reference: str, threads: int, *, compiled: bool) -> dict[str, tuple[Bas
     last, halved = load_base(reference), load_base(reference, dtype=torch.bfloat16)
     last.unet.to(memory_format=torch.channels_last)
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    served = load_base(reference)
+    unet = prepare_unet(served)
     found: dict[str, tuple[BaseModel, _Run]] = {
         "float32": (base, lambda inputs: _call(base.unet, inputs)),
+        "float32, as served, all guided": (served, lambda inputs: _serve(unet, inputs)),
         "float32, one thread": (base, lambda inputs: pool.submit(_call, base.unet, inputs).result()),
         "float32, rows split among threads": (base, lambda inputs: _split(base.unet, inputs, pool, threads)),
         "float32, channels last": (last, lambda inputs: _call(last.unet, inputs)),
@@ -46,6 +51,11 @@ def ways(reference: str, threads: int, *, compiled: bool) -> dict[str, tuple[Bas
 def _call(unet: Any, inputs: _Inputs) -> object:
     x_RCHW, t_R, kv_RLK = inputs
     return unet(x_RCHW, t_R, encoder_hidden_states=kv_RLK, return_dict=False)[0]
+
+
+@torch.inference_mode()
+def _serve(unet: Unet, inputs: _Inputs) -> object:
+    return unet(*inputs, len(inputs[0]) // 2)
 
 
 def _split(unet: Any, inputs: _Inputs, pool: ThreadPoolExecutor, parts: int) -> list[object]:

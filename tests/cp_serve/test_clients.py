@@ -4,11 +4,13 @@ import base64
 import inspect
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from urllib.parse import urlsplit
 
 import openai
+import psutil
 import pytest
 from PIL import Image
 
@@ -98,3 +100,31 @@ def test_a_client_that_hangs_up_frees_its_places_within_one_step(serving: Servin
         gate.open()
     serving.generate(steps=1)
     assert engine.steps_done - steps == 2, "the step that was on its way, and the next request's"
+
+
+def test_whoever_hangs_up_again_and_again_leaves_nothing_behind(serving: Serving, api_url: str) -> None:
+    denoiser, process = serving.denoiser, psutil.Process()
+    engine, port = denoiser.engine, urlsplit(api_url).port or 0
+
+    def hang_up(number: int) -> None:
+        """As soon as all is said, when it is being drawn, or in the middle of the answer."""
+        streams = bool(number % 2)
+        body = {"model": "pets", "prompt": "a <fox>", "n": 1 + number % 3, "steps": 100, "stream": streams}
+        content = json.dumps(body).encode()
+        head = ("POST /v1/images/generations HTTP/1.1", "Host: x", "Content-Type: application/json")
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall("\r\n".join((*head, f"Content-Length: {len(content)}", "", "")).encode() + content)
+            if number % 3 == 1:
+                wait_until(lambda: engine.load > 0)
+            elif number % 3 == 2 and streams:
+                assert connection.recv(12) == b"HTTP/1.1 200"
+        wait_until(lambda: engine.load == 0)
+
+    hang_up(5)
+    files, threads = process.num_fds(), threading.active_count()
+    for number in range(30):
+        hang_up(number)
+    wait_until(lambda: engine.load == 0 and not denoiser.bank._held)
+    wait_until(lambda: process.num_fds() <= files + 4)  # less than one for each who left; others have connections, too
+    assert threading.active_count() <= threads + 4, "pools may grow to their size, and no further"
+    assert serving.generate(steps=1)

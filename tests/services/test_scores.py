@@ -150,3 +150,15 @@ def test_classification_finds_the_prompt_that_predicts_best(tiny_base: BaseModel
     assert found.sum().item() == pytest.approx(1, rel=1e-5)
     again = classify(tiny_base, latent, kv.flip(0), trials=7, tau=0.05, seed=5, batch=9)
     torch.testing.assert_close(found, again.flip(0))
+
+
+def test_classification_can_be_ended_before_any_pass(tiny_base: BaseModel) -> None:
+    passes = iter(range(2))
+
+    def check() -> None:
+        next(passes)
+
+    kv = condition(tiny_base, ["a fox", "a robot"], None)
+    with counted(tiny_base) as sizes, pytest.raises(StopIteration):
+        classify(tiny_base, torch.zeros(4, 8, 8), kv, trials=64, tau=0.05, seed=0, batch=8, check=check)
+    assert sizes == [8, 8], "of sixteen"

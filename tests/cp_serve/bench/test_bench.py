@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cp_serve.bench import machine
+from cp_serve.bench import machine, step
 from cp_serve.bench.__main__ import main
 from cp_serve.bench.profile import length_of_union
 from cp_serve.bench.report import summary
@@ -100,6 +100,20 @@ def test_a_mistake_on_the_command_line_is_one_line(
 
 def test_by_default_it_is_the_traffic_that_was_asked_for() -> None:
     assert (Config().people, Config().versions) == (32, 8)
+
+
+def test_ways_to_run_a_step_are_timed_in_turns(
+    tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--base", str(tiny_folders["epsilon"]), "--threads", "1", "--rows", "1", "2", "--turns", "1"]
+    monkeypatch.setattr(sys, "argv", ["step", *flags])
+    step.main()
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.count(" rows: ms a row") == 2
+    assert {"float32", "float32, as served, all guided", "bfloat16"} <= {
+        row.split(" | ")[0].strip("| ") for row in rows
+    }
+    assert all(float(cell.split(" (")[0]) > 0 for row in rows for cell in row.strip("|").split(" | ")[1:])
 
 
 def test_a_budget_of_minutes_becomes_a_number_of_requests() -> None:

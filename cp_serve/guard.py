@@ -55,7 +55,9 @@ class Guard:
     async def _person(self, header: str) -> Person:
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise UnauthorizedError("Say who you are: Authorization: Bearer <token>.")
+            raise UnauthorizedError(
+                "Say who you are: `Authorization: Bearer <token>`; the command takes PALIMPSEST_TOKEN."
+            )
         door = self.house.door
         return await store_call(lambda: door.admit(token.strip()))
 

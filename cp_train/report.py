@@ -2,7 +2,7 @@
 
 A person who opens the run sees the version it became, the forgetting matrix of its branch (a table and a heat map),
 the sample grid of every concept, and every concept over the versions of the branch. It is all made from what the
-registry holds; what cannot be read now is left out.
+registry holds; what is not there, or not ours any more, is left out.
 """
 
 import logging
@@ -20,7 +20,7 @@ import torch
 from cp_train.evaluation.forgetting import NEWEST, Matrix, Row
 from cp_train.evaluation.timeline import Sheet, over_versions
 from services.describe import describe_run
-from services.errors import NotFoundError, PalimpsestError
+from services.errors import NotFoundError, PalimpsestError, RefusedError
 from services.lineage import Registry, VersionInfo
 from services.manifest import Manifest
 from services.versions import TAG
@@ -64,7 +64,7 @@ def peak_memory() -> dict[str, float]:
 
 
 def put_report(registry: Registry, run_id: str, manifest: Manifest, parent: VersionInfo | None, grid: bytes) -> Report:
-    """Write a run's pictures and tables, before its version is published.
+    """Write a run's pictures and tables, before its version is published; it may be repeated.
 
     Args:
         registry: has the branch.
@@ -72,6 +72,9 @@ def put_report(registry: Registry, run_id: str, manifest: Manifest, parent: Vers
         manifest: of the version to be.
         parent: the version that it was learned on.
         grid: its sample grid, a PNG; empty: pictures are not wanted.
+
+    Raises:
+        UnavailableError: MLflow or the store does not answer.
     """
     branch = list(_branch(registry, parent))
     names = [concept.name for concept in manifest.content.concepts]
@@ -106,7 +109,7 @@ def describe(registry: Registry, version: VersionInfo, report: Report) -> None:
 
 
 def _branch(registry: Registry, newest: VersionInfo | None) -> Iterator[tuple[VersionInfo, Mapping[str, float]]]:
-    """The last versions of a branch and their figures, oldest first; what cannot be read now is left out."""
+    """The last versions of a branch and their figures, oldest first; what is not there any more is left out."""
     if newest is None:
         return
     known = {info.number: info for info in registry.versions(newest.lineage)}
@@ -116,11 +119,11 @@ def _branch(registry: Registry, newest: VersionInfo | None) -> Iterator[tuple[Ve
         found.append(info)
         info = known.get(info.parent or 0)
     for info in reversed(found):
-        with suppress(PalimpsestError):
+        with suppress(NotFoundError, RefusedError):
             yield info, registry.manifest(info.lineage, info.number).provenance.metrics
 
 
 def _sheets(registry: Registry, branch: list[tuple[VersionInfo, Mapping[str, float]]]) -> Iterator[Sheet]:
     for info, _ in branch:
-        with suppress(NotFoundError):  # pictures were not wanted then
+        with suppress(NotFoundError, RefusedError):  # pictures were not wanted then, or are elsewhere
             yield Sheet(str(info.number), info.concepts, registry.get_artifact(info.run_id, SAMPLES))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.errors import ConflictError
+from services.mlflow_auth import client_environment
 from services.objects import make_bucket
 from services.postgres import make_postgres, passwords, postgres_command, postgres_folder, postgres_ready
 from services.seaweedfs import PORTS, make_owner, read_owner, weed_command, weed_ready
@@ -71,11 +72,11 @@ def _lend(settings: Settings) -> None:
 
 
 def backend_environment(settings: Settings) -> dict[str, str]:
-    """The variables with which this process and its children reach the backend; none for `embedded`."""
-    owner = read_owner(s3_folder(settings))
+    """The variables with which this process and its children reach the backend, and sign in to MLflow."""
+    found, owner = dict(client_environment(settings)), read_owner(s3_folder(settings))
     if settings.backend == "embedded" or owner is None:
-        return {}
-    return {
+        return found
+    return found | {
         "PGPASSFILE": str(passwords(settings)),
         "AWS_ACCESS_KEY_ID": owner.access_key,
         "AWS_SECRET_ACCESS_KEY": owner.secret_key,

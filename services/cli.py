@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _reach_backend(settings: Settings) -> None:
     """Put the backend's keys where the libraries that speak to it look for them."""
-    if settings.backend != "embedded":
+    if settings.backend != "embedded" or settings.auth != "off":
         from services.backends import backend_environment
 
         os.environ.update(backend_environment(settings))

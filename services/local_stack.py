@@ -17,6 +17,7 @@ from pathlib import Path
 
 import requests
 
+from services import mlflow_auth
 from services.backends import backend_environment, backend_servers, check_choice, remember
 from services.errors import ConflictError, UnavailableError
 from services.jobs import stop_jobs
@@ -38,6 +39,7 @@ def mlflow_command(settings: Settings) -> list[str]:
         *(sys.executable, "-m", "mlflow", "server"),
         *("--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"),
         *("--default-artifact-root", open_store(settings).uri(ARTIFACTS), "--no-serve-artifacts"),
+        *(mlflow_auth.FLAGS if mlflow_auth.is_guarded(settings) else ()),
     ]
 
 
@@ -52,6 +54,7 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": local_secrets(settings).encryption,
         "PYTHONSAFEPATH": "1",  # a module in the user's folder must not shadow one of the server's
+        **mlflow_auth.server_environment(settings),
     }
     if settings.s3_endpoint:
         environment["MLFLOW_S3_ENDPOINT_URL"] = settings.s3_endpoint
@@ -174,8 +177,9 @@ class LocalStack:
         _make_private(ray_folder(settings))
         commands = {
             "mlflow": (mlflow_command(settings), mlflow_environment(settings)),
-            "ray": (ray_command(settings), ray_environment(settings)),
         }
+        os.environ.update(backend_environment(settings))  # with the password that was just made
+        commands["ray"] = (ray_command(settings), ray_environment(settings))
         for part in parts(settings):
             if find(part.name, folder=self.run) is None:
                 for port, setting in part.ports.items():

@@ -7,9 +7,9 @@ import base64
 import os
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
 
 from services.runs import Server
+from services.secret_files import kept_secret, secrets_folder
 from services.settings import Settings
 
 NAME = "palimpsest"
@@ -50,16 +50,7 @@ def ensure_webhook(settings: Settings) -> bool:
 
 def local_secrets(settings: Settings) -> HookSecrets:
     """The local stack's own, made if there are none."""
-    folder = settings.home / "secrets"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    signing = _secret(folder / "webhook", secrets.token_urlsafe(_BYTES))
-    encryption = _secret(folder / "webhook_encryption", base64.urlsafe_b64encode(os.urandom(_BYTES)).decode())
+    folder = secrets_folder(settings)
+    signing = kept_secret(folder / "webhook", secrets.token_urlsafe(_BYTES))
+    encryption = kept_secret(folder / "webhook_encryption", base64.urlsafe_b64encode(os.urandom(_BYTES)).decode())
     return HookSecrets(settings.webhook_secret or signing, encryption)
-
-
-def _secret(path: Path, new: str) -> str:
-    """What is in a file, which is made with something new, for nobody else to read, if there is none."""
-    if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(new)
-    return path.read_text()

@@ -38,7 +38,7 @@ class ModelPages:
     """
 
     def __init__(self, page: Page, uri: str, lineage: str, shots: Path) -> None:
-        self.page, self._home, self._shots = page, f"{uri}/#/models/{lineage}", shots
+        self.page, self._uri, self._home, self._shots = page, uri, f"{uri}/#/models/{lineage}", shots
 
     def open_model(self) -> None:
         """The page with all versions."""
@@ -49,6 +49,19 @@ class ModelPages:
         """The page of one version."""
         self.page.goto(f"{self._home}/versions/{number}")
         self.page.reload()
+
+    def open_run(self, experiment_id: str, run_id: str) -> None:
+        """The page of one run."""
+        self.page.goto(f"{self._uri}/#/experiments/{experiment_id}/runs/{run_id}")
+        self.page.reload()
+
+    def await_picture(self, name: str) -> None:
+        """Wait until an artifact's picture is shown."""
+        self.page.wait_for_function(
+            "name => [...document.images].some(i => i.src.includes('get-artifact') && i.src.includes(name) "
+            "&& i.naturalWidth > 0)",
+            arg=name,
+        )
 
     def give_alias(self, alias: str) -> None:
         """On a version's page: have it called so."""

@@ -59,5 +59,11 @@ def test_rolling_back_in_the_browser_is_followed_to_the_pixel_and_learned_on(
     with browsing() as page:
         pages = ModelPages(page, house.settings.mlflow, LINEAGE, shots)
         pages.open_version(3)
-        page.wait_for_function("[...document.images].some(i => i.src.includes('get-artifact') && i.naturalWidth > 0)")
+        pages.await_picture("concepts.png")
         pages.shoot("version-3-grew-from-1")
+        run = house.registry._run(str(outcome["run_id"]))
+        pages.open_run(run.info.experiment_id, run.info.run_id)
+        pages.await_picture("matrix.png")
+        pages.await_picture("over-versions")
+        page.get_by_text("What is still known").first.wait_for()
+        pages.shoot("run-of-version-3")

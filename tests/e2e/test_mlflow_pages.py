@@ -65,5 +65,6 @@ def test_rolling_back_in_the_browser_is_followed_to_the_pixel_and_learned_on(
         pages.open_run(run.info.experiment_id, run.info.run_id)
         pages.await_picture("matrix.png")
         pages.await_picture("over-versions")
-        page.get_by_text("What is still known").first.wait_for()
+        page.get_by_text("Show more").first.click()
+        page.get_by_text("What is still known").first.scroll_into_view_if_needed()
         pages.shoot("run-of-version-3")

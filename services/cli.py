@@ -216,14 +216,16 @@ def _parent_of_live(tree: dict[str, object]) -> int:
 
 
 def _export(options: argparse.Namespace, settings: Settings) -> None:
-    from services.base_model import load_outline
-    from services.export import export
     from services.lineage import Registry
     from services.objects import open_store
 
-    base = load_outline(settings.base)
     registry = Registry(settings, open_store(settings))
     number = registry.resolve(options.lineage, options.version)
+
+    from services.base_model import load_outline  # takes seconds: a version that there is not is refused before
+    from services.export import export
+
+    base = load_outline(settings.base)
     _, adapter = registry.fetch(options.lineage, number, layout=base.layout, base=base.ref)
     for path in export(adapter, base.layout, options.output):
         _say(str(path))

@@ -37,7 +37,7 @@ def describe_version(manifest: Manifest, *, verdict: Verdict, job: str, experime
         "gate": "passed" if verdict.passed else f"failed: {_plain('; '.join(failed))}",
         "base model": f"{_plain(content.base.id)} {_code(content.base.revision)}",
         "digest": _code(manifest.digest),
-        "run": f"[curves, settings, pictures, and what is still known](#/experiments/{experiment_id}/runs/{origin.run_id})",
+        "run": f"[curves, settings, pictures, what is still known](#/experiments/{experiment_id}/runs/{origin.run_id})",
         "job": _code(job) if job else "none",
     }
     # The run and the manifest have the drift of every concept.

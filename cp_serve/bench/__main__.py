@@ -11,6 +11,7 @@ from cp_serve.bench.report import plot, summary
 from cp_serve.bench.run import Config, measure
 from services.arguments import Parser
 from services.base_model import use_threads
+from services.documents import check_publishable, publish_part
 from services.errors import PalimpsestError
 
 _MEANINGS = {
@@ -31,8 +32,10 @@ def main() -> int:
     """Parse, measure, write."""
     try:
         values = vars(_parser().parse_args())
-        out, threads = values.pop("out"), values.pop("threads")
+        out, threads, document = values.pop("out"), values.pop("threads"), values.pop("publish")
         config = Config(**values)
+        if document:
+            check_publishable(document)
         out.mkdir(parents=True, exist_ok=True)
         use_threads(threads)
         results = measure(config, partial(print, flush=True), partial(_write, out / "partial.json"))
@@ -44,6 +47,8 @@ def main() -> int:
     (out / "serving.md").write_text(text)
     plot(results, out)
     (out / "partial.json").unlink(missing_ok=True)
+    if document:
+        publish_part(out / "serving.md", document, "serving")
     print(text)
     return 0
 
@@ -59,6 +64,7 @@ def _command(config: Config, threads: int) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m cp_serve.bench", description="Serving against plain diffusers.")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--publish", type=Path, metavar="FILE", help="also put the section into this document")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
     for name, default in vars(Config()).items():
         flag = f"--{name.replace('_', '-')}"

@@ -37,7 +37,7 @@ def summary(results: Mapping[str, Any], command: Sequence[str]) -> str:
     config, first = results["config"], results["saturation"][0]
     think = f"{results['seconds_of_one'] / 2:.2f}"
     parts = [
-        "## Serving",
+        "# Serving",
         f"`{shlex.join(command)}`. {_machine(results)}",
         _WHAT.format(**(config | {"requests": results["requests"], "think": think})),
         _table(["figure", "measured", "aim", ""], map(_judged(results), _AIMS)),

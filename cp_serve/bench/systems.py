@@ -57,7 +57,9 @@ class Plain(System):
 
     def __init__(self, base: BaseModel, adapters: Sequence[Adapter], *, steps: int, reload: bool = False) -> None:
         from diffusers import StableDiffusionPipeline
+        from diffusers.utils import logging
 
+        logging.set_verbosity_error()  # that a LoRA has nothing for the text encoder is said at each loading
         self._steps, self._reload = steps, reload
         pipeline = StableDiffusionPipeline.from_pretrained(
             resolve(base.ref.id), dtype=torch.float32, safety_checker=None

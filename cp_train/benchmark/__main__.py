@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.arguments import Parser
+from services.documents import check_publishable, publish_part
 from services.errors import InputError, PalimpsestError
 from services.settings import get_settings
 from services.telemetry import configure_logging
@@ -60,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--reference", default="finetune", help="what the others are compared with (default: %(default)s)")
     add("--sweep", action="store_true", help="choose each method's settings on the tuning concepts")
     add("--report", action="store_true", help="only write the report of what is there")
-    add("--publish", type=Path, metavar="FILE", help="also write the report there, its pictures in a folder beside it")
+    add(
+        "--publish",
+        type=Path,
+        metavar="FILE",
+        help="also put the report into this document",
+    )
     return parser
 
 
@@ -89,7 +95,7 @@ def _compare(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
     if any(number is not None and number < 1 for number in numbers) or options.threads < 0:
         raise InputError("seeds, orders, jobs and limit must be at least 1, threads at least 0.")
     if options.publish:
-        report.check_publishable(options.publish)
+        check_publishable(options.publish)
     failed: list[str] = []
     if not options.report:
         for item in items:
@@ -97,7 +103,7 @@ def _compare(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
     report.write(options.output, reference=options.reference)
     print(options.output / "report.md", flush=True)
     if options.publish:
-        report.publish(options.output, options.publish)
+        publish_part(options.output / "report.md", options.publish, "learning")
         print(options.publish, flush=True)
     return failed
 

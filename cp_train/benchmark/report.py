@@ -2,8 +2,6 @@
 
 import os
 import platform
-import re
-import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,13 +11,11 @@ from cp_train.benchmark.contenders import spell
 from cp_train.benchmark.results import Result, Row
 from cp_train.benchmark.setups import SETUPS
 from cp_train.benchmark.tables import COSTS, MAIN, PAIRS, differences, markdown, means, number, shown
-from services.errors import InputError
 
 COMMANDS = "commands.txt"
 """The commands that made the runs of a folder."""
 _LIBRARIES = ("palimpsest", "torch", "diffusers", "transformers", "numpy")
 _DIGEST = 12
-_LINK = re.compile(r"\]\(((?:plots|grids)/[^)]+|results\.csv)\)")
 _HOW = """\
 A run is one order of concepts with one seed; every order has its own draws. ± is half of Student's 95% interval over
 the orders, the runs of one order taken together, for they share their concepts (over the seeds where there is one order
@@ -50,31 +46,6 @@ def write(root: Path, *, reference: str) -> None:
     partial = root / "report.partial"
     partial.write_text("\n".join(parts), "utf-8")
     partial.replace(root / "report.md")
-
-
-def publish(root: Path, path: Path) -> None:
-    """Copy the report to a Markdown file, and what it links to into a folder of the file's name beside it.
-
-    Plots and grids of an earlier report there are deleted.
-
-    Raises:
-        InputError: the file's name does not end in `.md`.
-    """
-    check_publishable(path)
-    folder = path.with_suffix("")
-    for kind in ("plots", "grids"):
-        shutil.rmtree(folder / kind, ignore_errors=True)
-    text = (root / "report.md").read_text("utf-8")
-    for link in dict.fromkeys(_LINK.findall(text)):
-        (folder / link).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / link, folder / link)
-    path.write_text(_LINK.sub(rf"]({folder.name}/\1)", text), "utf-8")
-
-
-def check_publishable(path: Path) -> None:
-    """Raise `InputError` if a report cannot be published to that file."""
-    if path.suffix != ".md" or path.is_dir():
-        raise InputError(f"publish: {str(path)!r} must be a file that ends in .md.", param="publish")
 
 
 def _commands(root: Path) -> str:

@@ -168,7 +168,7 @@ def results_of(**changes: float) -> dict[str, Any]:
 
 def test_the_section_says_what_was_met_and_what_was_missed() -> None:
     text = summary(results_of(), ["python", "-m", "cp_serve.bench"])
-    assert text.startswith("## Serving\n")
+    assert text.startswith("# Serving\n")
     assert "| `throughput_vs_set_adapters` | 2.6 | at least 2.5 | met |" in text
     assert "| `throughput_vs_static_batches` | 1.2 | at least 1.5 | missed |" in text
     assert "not idle" not in text

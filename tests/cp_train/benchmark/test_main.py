@@ -63,12 +63,16 @@ def test_two_methods_on_two_concepts_with_a_report(
     check_links(out / "report.md")
     first = (out / "results.csv").read_bytes()
     docs = tmp_path / "docs" / "benchmark.md"
-    (docs.parent / "benchmark" / "plots").mkdir(parents=True)
-    (docs.parent / "benchmark" / "plots" / "of-an-earlier-run.png").touch()
+    (docs.parent / "benchmark" / "learning" / "plots").mkdir(parents=True)
+    (docs.parent / "benchmark" / "learning" / "plots" / "of-an-earlier-run.png").touch()
     capsys.readouterr()
     assert main([*arguments, "--report", "--publish", str(docs)]) == 0
     assert capsys.readouterr().out.split() == [str(out / "report.md"), str(docs)]
-    assert (out / "results.csv").read_bytes() == (docs.parent / "benchmark" / "results.csv").read_bytes() == first
+    assert (
+        (out / "results.csv").read_bytes()
+        == (docs.parent / "benchmark" / "learning" / "results.csv").read_bytes()
+        == first
+    )
     check_links(docs)
     kept = {path.relative_to(docs.parent).as_posix() for path in docs.parent.glob("*/**/*") if path.is_file()}
     assert kept == set(links(docs)), "nothing but what the report shows"

@@ -111,6 +111,14 @@ def test_captions_that_read_alike_are_not_each_others_mistakes(painter, tokenize
     assert "top-1 1.00 of 4" in note
 
 
+def test_coding_rate_of_a_known_covariance():
+    """Four captions, spread evenly over two of four directions: covariance diag(1/2, 1/2, 0, 0)."""
+    z_BD = torch.zeros(4, 4)
+    z_BD[range(4), [0, 0, 1, 1]] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    assert clip.coding_rate(z_BD + 7, least=0.1).item() == pytest.approx(2 * np.log(1 + 5) / 8, rel=1e-5)
+    assert clip.coding_rate(z_BD[:1].expand(4, 4)).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_the_noise_schedule_ends_in_noise_alone():
     noising = unet.Noising.capped(5.0)
     assert noising.alphas_T[-1].item() == pytest.approx(0, abs=1e-6)

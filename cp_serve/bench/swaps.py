@@ -1,9 +1,10 @@
 """`python -m cp_serve.bench.swaps -o DIR`: moves of `live` under load, on the stack that runs (`palimpsest up`).
 
 Two versions of a lineage made for it take turns as `live`, moved in MLflow itself as its own pages do it. Measured are
-the seconds from a move to the first picture by the version it moved to; then, while clients draw without a pause and
-`live` flips all the time: requests that failed, pictures that are not those of the version that the answer names, and
-the longest pause of the denoiser between two steps. The lineage is deleted from MLflow at the end.
+the seconds from a move to the first picture by the version it moved to, by polling alone and, where MLflow has a
+webhook of ours, with that too; and, while clients draw without a pause and `live` flips all the time: requests that
+failed, pictures that are not those of the version that the answer names, and the longest pause of the denoiser between
+two steps. The lineage is deleted from MLflow at the end.
 """
 
 import json
@@ -32,14 +33,19 @@ from cp_serve.bench.systems import CONCEPT
 from services.arguments import Parser
 from services.base_model import BaseModel, load_base
 from services.client import Client
+from services.documents import check_publishable, publish_part
 from services.errors import PalimpsestError
 from services.lineage import LIVE, Registry
 from services.objects import open_store
 from services.runs import Server
 from services.settings import Settings, get_settings
+from services.webhook import NAME
 
 _PROMPT, _SEED, _STEPS = f"a photo of a <{CONCEPT}>", 7, 10
 _NEAR = 2
+_ACTIVE = "ACTIVE"
+_REMEMBERED = 65.0
+"""Seconds; MLflow remembers its list of webhooks for 60."""
 
 
 @dataclass
@@ -58,15 +64,18 @@ def measure(settings: Settings, *, flips: int, moves: int, clients: int) -> dict
         expected = {number: _draw(client, f"{lineage}@{number}") for number in (1, 2)}
         if _apart(expected[1], expected[2]) <= 2 * _NEAR:
             raise PalimpsestError("The two versions draw alike; nothing can be told from their pictures.")
-        first = [_seconds_to_first(settings, client, lineage, 2 - number % 2) for number in range(1, moves + 1)]
+        _seconds_to_first(settings, client, lineage, 1)
+        ours = _webhooks(settings)
+        hinted = _first_pictures(settings, client, lineage, moves) if ours else []
         before, others = _histograms(settings), machine.Others()
         answers = _under_load(settings, client, lineage, expected, flips=flips, clients=clients)
         pauses = {name: _most(before[name], after) for name, after in _histograms(settings).items()}
+        with _disabled(settings, ours):
+            polled = _first_pictures(settings, client, lineage, moves)
     return {
         "moves": moves,
-        "first_picture_seconds": sorted(first),
-        "first_picture_seconds_median": median(first),
-        "first_picture_seconds_most": max(first),
+        "first_picture_seconds_webhook": hinted,
+        "first_picture_seconds_polling": polled,
         "flips": flips,
         "clients": clients,
         "drawn": answers.drawn,
@@ -76,9 +85,33 @@ def measure(settings: Settings, *, flips: int, moves: int, clients: int) -> dict
         "longest_pause_at_most": pauses["palimpsest_pause_seconds"],
         "longest_step_at_most": pauses["palimpsest_step_seconds"],
         "others_cpu": others.share(),
-        "webhook": bool(settings.webhook_secret),
         "machine": machine.describe(),
     }
+
+
+def _webhooks(settings: Settings) -> list[str]:
+    """Ids of ours that are at work."""
+    server = Server(settings.mlflow)
+    found = server.search(server.client.list_webhooks)
+    return [hook.webhook_id for hook in found if hook.name == NAME and hook.status == _ACTIVE]
+
+
+@contextmanager
+def _disabled(settings: Settings, webhooks: list[str]) -> Iterator[None]:
+    """Without these for a while."""
+    server = Server(settings.mlflow)
+
+    def put(status: str) -> None:
+        for webhook in webhooks:
+            server.ask(server.client.update_webhook, webhook, status=status)
+
+    put("DISABLED")
+    try:
+        if webhooks:
+            time.sleep(_REMEMBERED)
+        yield
+    finally:
+        put(_ACTIVE)
 
 
 @contextmanager
@@ -112,6 +145,12 @@ def _apart(one: _Pixels, other: _Pixels) -> int:
 def _move(settings: Settings, lineage: str, number: int) -> None:
     server = Server(settings.mlflow)
     server.ask(server.client.set_registered_model_alias, lineage, LIVE, str(number))
+
+
+def _first_pictures(settings: Settings, client: Client, lineage: str, moves: int) -> list[float]:
+    """For each move, to either version in turn, the seconds to the first picture by it; sorted."""
+    _seconds_to_first(settings, client, lineage, 1)
+    return sorted(_seconds_to_first(settings, client, lineage, 1 + number % 2) for number in range(1, moves + 1))
 
 
 def _seconds_to_first(settings: Settings, client: Client, lineage: str, number: int) -> float:
@@ -177,15 +216,24 @@ def _most(before: dict[float, float], after: dict[float, float]) -> float:
 
 def summary(results: dict[str, Any]) -> str:
     """Markdown."""
-    middle, most = results["first_picture_seconds_median"], results["first_picture_seconds_most"]
-    how = "webhook and polling" if results["webhook"] else "polling alone"
-    return f"""### Swaps under load
+    series = {
+        "the webhook and polling": results["first_picture_seconds_webhook"],
+        "polling alone": results["first_picture_seconds_polling"],
+    }
+    rows = [
+        f"| {how} | {len(found)} | {median(found):.2f} | {max(found):.2f} |" for how, found in series.items() if found
+    ]
+    table = "\n".join(["| followed by | moves | median s | at most s |", "| --- | --- | --- | --- |", *rows])
+    return f"""# Swaps under load
 
-First picture by a version after its alias moved in MLflow ({how}): median {middle:.2f} s, at most {most:.2f} s of
-{results["moves"]} moves. {results["flips"]} flips while {results["clients"]} clients drew {results["drawn"]} pictures:
-{results["failed"]} requests failed, {results["torn"]} pictures were not those of the version named. Pauses of the
-denoiser took at most {results["longest_pause_at_most"]:g} s, its steps at most {results["longest_step_at_most"]:g} s
-(bounds of histograms). Other processes, the stack's own among them, took {results["others_cpu"]:.0%} of the CPU.
+From a move of `live` in MLflow to the first picture by the version it moved to, nobody else drawing:
+
+{table}
+
+{results["flips"]} flips while {results["clients"]} clients drew {results["drawn"]} pictures: {results["failed"]}
+requests failed, {results["torn"]} pictures were not those of the version named. Pauses of the denoiser took at most
+{results["longest_pause_at_most"]:g} s, its steps at most {results["longest_step_at_most"]:g} s (bounds of histograms).
+Other processes, the stack's own among them, took {results["others_cpu"]:.0%} of the CPU.
 """
 
 
@@ -193,10 +241,13 @@ def main() -> int:
     """Parse, measure, write `swaps.json` and `swaps.md`."""
     parser = Parser(prog="python -m cp_serve.bench.swaps", description="Moves of `live` under load.")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--publish", type=Path, metavar="FILE", help="also put the section into this document")
     for name, default in {"flips": 500, "moves": 20, "clients": 4}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     try:
         flags = parser.parse_args()
+        if flags.publish:
+            check_publishable(flags.publish)
         results = measure(get_settings(), flips=flags.flips, moves=flags.moves, clients=flags.clients)
     except PalimpsestError as error:
         print(error.message, file=sys.stderr)
@@ -204,6 +255,8 @@ def main() -> int:
     flags.out.mkdir(parents=True, exist_ok=True)
     (flags.out / "swaps.json").write_text(json.dumps(results, indent=2) + "\n")
     (flags.out / "swaps.md").write_text(summary(results))
+    if flags.publish:
+        publish_part(flags.out / "swaps.md", flags.publish, "swaps")
     print(summary(results))
     return 0
 

@@ -23,7 +23,8 @@ def test_it_tells_what_happened(
     found = json.loads((tmp_path / "swaps.json").read_text())
     assert (found["failed"], found["torn"]) == (0, 0), found["failures"]
     assert found["drawn"] > 0
-    assert len(found["first_picture_seconds"]) == 2
+    assert found["first_picture_seconds_webhook"] == [], "this house has none"
+    assert len(found["first_picture_seconds_polling"]) == 2
     assert found["longest_pause_at_most"] > 0
     assert found["longest_step_at_most"] > 0
     assert "4 flips while 2 clients drew" in (tmp_path / "swaps.md").read_text()

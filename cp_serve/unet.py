@@ -1,8 +1,8 @@
 """The U-Net as serving runs it: arithmetic, memory layout, and compiled or not.
 
 On the CPU it runs eagerly in float32: pictures are held at most 2/255 from plain diffusers'. There it is the same
-function in fewer multiplications (`upsample.py`, `twins.py`). The choices for CUDA are written and tested as far as a
-CPU goes, and unmeasured.
+function in fewer multiplications (`upsample.py`, `twins.py`), and large batches are split among threads (`split.py`).
+The choices for CUDA are written and tested as far as a CPU goes, and unmeasured.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cp_serve.batch import Unet
+from cp_serve.split import split_among_threads
 from cp_serve.twins import share_between_twins
 from cp_serve.upsample import phase_upsamplers
 from services.base_model import BaseModel
@@ -36,18 +37,18 @@ def prepare_unet(base: BaseModel, *, precision: Precision = "float32", compile_m
 
 
 def _on_cpu(base: BaseModel) -> Unet:
-    """Eagerly, in fewer multiplications."""
+    """Eagerly, in fewer multiplications, large batches on threads of their own."""
     phase_upsamplers(base.unet)
     plain = plain_unet(base)
     if base.second:
-        return plain
+        return split_among_threads(plain, torch.get_num_threads())
     twins = share_between_twins(base.unet)
 
     def run(x_RCHW: Tensor, t_R: Tensor, kv_RLK: Tensor, count: int) -> Tensor:
         with twins.of(count, x_RCHW):
             return plain(x_RCHW, t_R, kv_RLK, count)
 
-    return run
+    return split_among_threads(run, torch.get_num_threads())
 
 
 def plain_unet(base: BaseModel, *, compile_mode: Compile = "none") -> Unet:

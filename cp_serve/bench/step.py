@@ -24,19 +24,18 @@ _Inputs = tuple[Tensor, Tensor, Tensor]
 _Run = Callable[[_Inputs], object]
 
 
-def ways(reference: str, threads: int, *, compiled: bool) -> dict[str, tuple[BaseModel, _Run]]:
+def ways(reference: str, *, compiled: bool) -> dict[str, tuple[BaseModel, _Run]]:
     """Name -> a base, and how its U-Net is run."""
     base = load_base(reference)
     last, halved = load_base(reference), load_base(reference, dtype=torch.bfloat16)
     last.unet.to(memory_format=torch.channels_last)
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    one = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
     served = load_base(reference)
     unet = prepare_unet(served)
     found: dict[str, tuple[BaseModel, _Run]] = {
         "float32": (base, lambda inputs: _call(base.unet, inputs)),
         "float32, as served, all guided": (served, lambda inputs: _serve(unet, inputs)),
-        "float32, one thread": (base, lambda inputs: pool.submit(_call, base.unet, inputs).result()),
-        "float32, rows split among threads": (base, lambda inputs: _split(base.unet, inputs, pool, threads)),
+        "float32, one thread": (base, lambda inputs: one.submit(_call, base.unet, inputs).result()),
         "float32, channels last": (last, lambda inputs: _call(last.unet, inputs)),
         "float32, attention written out": (base, lambda inputs: _math(base.unet, inputs)),
         "bfloat16": (halved, lambda inputs: _call(halved.unet, inputs)),
@@ -56,11 +55,6 @@ def _call(unet: Any, inputs: _Inputs) -> object:
 @torch.inference_mode()
 def _serve(unet: Unet, inputs: _Inputs) -> object:
     return unet(*inputs, len(inputs[0]) // 2)
-
-
-def _split(unet: Any, inputs: _Inputs, pool: ThreadPoolExecutor, parts: int) -> list[object]:
-    pieces = zip(*(tensor.chunk(parts) for tensor in inputs), strict=True)
-    return list(pool.map(lambda piece: _call(unet, piece), pieces))
 
 
 def _math(unet: Any, inputs: _Inputs) -> object:
@@ -103,7 +97,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="take minutes to compile, too")
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
-    found = ways(flags.base, flags.threads, compiled=flags.compile)
+    found = ways(flags.base, compiled=flags.compile)
     best = measure(found, flags.rows, flags.turns)
     print("| way | " + " | ".join(f"{count} rows: ms a row (CPU)" for count in flags.rows) + " |")
     print("|---" * (len(flags.rows) + 1) + "|")

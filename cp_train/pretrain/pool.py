@@ -26,17 +26,17 @@ from cp_train.pretrain.scenes import Painter, tensor
 from cp_train.pretrain.splits import Concept
 
 STYLE_SHARE: Mapping[str, float] = {
-    "3d": 0.3,
-    "fluent": 0.24,
-    "flat": 0.18,
-    "noto": 0.1,
-    "twemoji": 0.1,
-    "blob": 0.04,
-    "firefox": 0.02,
+    "3d": 0.34,
+    "fluent": 0.28,
+    "flat": 0.14,
+    "noto": 0.09,
+    "twemoji": 0.07,
+    "blob": 0.03,
+    "firefox": 0.03,
     "streamline": 0.02,
 }
 """How often each style is drawn: the first three are views of the same drawings, which are to be learned first."""
-KIND_SHARE: Mapping[str, float] = {"plain": 0.6, "tint": 0.13, "ground": 0.15, "pair": 0.12}
+KIND_SHARE: Mapping[str, float] = {"plain": 0.7, "tint": 0.1, "ground": 0.1, "pair": 0.1}
 """How often each kind of scene is drawn."""
 
 

@@ -38,7 +38,7 @@ class UNetConfig:
     unconditional: float = 0.1
     snr_cap: float = math.inf
     """g, the largest weight of a nearly clean picture."""
-    focus: float = 1.5
+    focus: float = 2.5
     """q: timesteps are drawn as T u^(1/q), u uniform; above 1 it favours the noisy ones, where the prompt decides."""
     seed: int = 14
     schedule: Schedule = field(default_factory=lambda: _SCHEDULE)

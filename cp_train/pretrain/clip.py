@@ -26,7 +26,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from cp_train.pretrain.augment import moved, relit
 from cp_train.pretrain.captions import caption, neutral
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator
+from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import on
 from cp_train.pretrain.scenes import Painter, tensor
@@ -110,7 +110,7 @@ def objective(
     model: Any, x_BCHW: Tensor, texts: list[str], tokenizer: CLIPTokenizer, *, spread: float = 0.0
 ) -> tuple[Tensor, str]:
     """The loss above, and the share of pictures whose own caption fits best."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick():
         out = model(pixel_values=x_BCHW, **encode(tokenizer, texts))
     logits_BB = out.logits_per_image.float()
     same_BB = torch.tensor([[one == other for other in texts] for one in texts])

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from cp_train.evaluation.judge import Judge, JudgeSize
 from cp_train.pretrain.augment import bent, blurred, cut, moved, redrawn, rehued, relit, traced
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator
+from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import Pixels, on
 from cp_train.pretrain.scenes import Painter, tensor
@@ -66,7 +66,7 @@ def strength(step: int, steps: int) -> float:
 
 def objective(judge: Judge, x_BCHW: Tensor, labels_B: Tensor, smoothing: float) -> tuple[Tensor, str]:
     """Smoothed cross-entropy, and the batch's accuracy."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick():
         logits_BK = judge(x_BCHW)
     loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=smoothing)
     hit = (logits_BK.argmax(1) == labels_B).float().mean()

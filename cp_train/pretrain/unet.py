@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from cp_train.pretrain.clip import encode
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator
+from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.pool import Pool
 
 _SCHEDULE = Schedule(steps=120_000, lr=5e-4, warmup=500, decay=0.25, ema=0.9997, every=1000)
@@ -113,7 +113,7 @@ def train(
 def embed(text_tower: Any, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """What the U-Net attends to [B, L, D], each distinct text encoded once."""
     distinct = list(dict.fromkeys(texts))
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick():
         states: Tensor = text_tower(**encode(tokenizer, distinct)).last_hidden_state.float()
     return states[[distinct.index(text) for text in texts]]
 
@@ -135,7 +135,7 @@ def objective(
     a_B = noising.alphas_T[t_B].view(-1, 1, 1, 1)
     x_t = a_B.sqrt() * z_BCHW + (1 - a_B).sqrt() * noise
     v = a_B.sqrt() * noise - (1 - a_B).sqrt() * z_BCHW
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick():
         guess = unet(x_t, t_B, context_BLD).sample
     error_B = (guess.float() - v).square().mean((1, 2, 3))
     weighted: Tensor = error_B * noising.weights_T[t_B]

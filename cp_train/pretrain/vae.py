@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from cp_train.pretrain.compose import GROUNDS, TINTS, paired, tinted
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator
+from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import Pixels, on
 from cp_train.pretrain.scenes import tensor
@@ -102,7 +102,7 @@ def _any(pictures: Library, chance: random.Random) -> Pixels:
 
 def objective(model: Any, x_BCHW: Tensor, chance: torch.Generator, kl: float) -> tuple[Tensor, str]:
     """The loss above, and the batch's reconstruction error in dB."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick():
         posterior = model.encode(x_BCHW.to(memory_format=torch.channels_last)).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=chance)
         y_BCHW = model.decode(posterior.mean + posterior.std * noise).sample

@@ -21,7 +21,7 @@ from cp_train.pretrain import clip
 from cp_train.pretrain.augment import moved, relit
 from cp_train.pretrain.captions import with_article
 from cp_train.pretrain.judge import disturbed, strength
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator
+from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.scenes import Painter, tensor
 from cp_train.pretrain.splits import Concept
 
@@ -97,7 +97,7 @@ def build(config: VisionConfig, first: Any) -> Any:
 
 def objective(model: Any, x_BCHW: Tensor, words: Words) -> tuple[Tensor, str]:
     """The loss above: first the labelled pictures, then those with captions."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick():
         u_BD = model.get_image_features(pixel_values=x_BCHW).pooler_output
     named_BD, told_BD = functional.normalize(u_BD.float(), dim=-1).split([len(words.labels_B), len(words.captions_BD)])
     scale = model.logit_scale.exp().clamp(max=100)
@@ -118,7 +118,7 @@ def _contrast(logits_BB: Tensor, same_BB: Tensor) -> Tensor:
 @torch.no_grad()
 def _captions(model: Any, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     tokens = tokenizer(texts, padding="longest", truncation=True, return_tensors="pt")
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick():
         out = model.get_text_features(input_ids=tokens.input_ids).pooler_output
     return functional.normalize(out.float(), dim=-1)
 

@@ -24,7 +24,10 @@ class ArtworkError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One pinned npm package; `style` is our name of its drawing style."""
+    """One pinned npm package; `style` is our name of its drawing style.
+
+    `other` names what is left out: it means another thing here than elsewhere.
+    """
 
     style: str
     name: str
@@ -34,6 +37,7 @@ class Package:
     author: str
     kind: Literal["iconify", "webp", "labels"] = "iconify"
     share_alike: bool = False
+    other: frozenset[str] = frozenset()
 
     @property
     def tarball(self) -> str:
@@ -123,6 +127,7 @@ STYLES: tuple[Package, ...] = (
         sha512="iNr9T9XuZVTyQPJO8ZlLxBzPkpi7qMl+z1l0C31vpEMqhPMelth3n7CeWQYtixdetDPdI81yeG4ROqjWpYJE6A==",
         licence="CC-BY-4.0",
         author="Streamline (Streamline Emojis)",
+        other=frozenset({"turkey"}),  # the flag
     ),
     Package(
         style="openmoji",
@@ -185,7 +190,7 @@ class Artwork:
     @cached_property
     def labels(self) -> dict[str, Label]:
         """Code -> label, of every emoji in a group (components and lone letters have none)."""
-        entries = _json(fetch(LABELS, self.cache), "package/en/data.json")
+        entries = member(fetch(LABELS, self.cache), "package/en/data.json")
         named = (e for e in entries if "group" in e)
         return {code(e["hexcode"]): _label(e) for e in named}
 
@@ -194,7 +199,7 @@ class Artwork:
         """Squeezed icon name -> code, from the packages that give both."""
         table = {squeeze(label.name): key for key, label in self.labels.items()}
         for style in ("openmoji", "twemoji", "noto"):
-            chars = _json(fetch(package_of(style), self.cache), "package/chars.json")
+            chars = member(fetch(package_of(style), self.cache), "package/chars.json")
             table |= {squeeze(name): code(key) for key, name in chars.items()}
         return table
 
@@ -202,20 +207,20 @@ class Artwork:
         """Code -> SVG text or WebP bytes, of every drawing in the style that has a label."""
         package = package_of(style)
         path = fetch(package, self.cache)
-        pairs = _webps(path) if package.kind == "webp" else self._icons(path)
+        pairs = _webps(path) if package.kind == "webp" else self._icons(package, path)
         found: dict[str, str | bytes] = {}
         for key, drawing in pairs:
             if key in self.labels:
                 found.setdefault(key, drawing)
         return found
 
-    def _icons(self, tarball: Path) -> Iterator[tuple[str, str]]:
-        icons = _json(tarball, "package/icons.json")
-        names = {name: code(key) for key, name in _json(tarball, "package/chars.json").items()}
+    def _icons(self, package: Package, tarball: Path) -> Iterator[tuple[str, str]]:
+        icons = member(tarball, "package/icons.json")
+        names = {name: code(key) for key, name in member(tarball, "package/chars.json").items()}
         width, height = icons.get("width", 16), icons.get("height", 16)
         for name, icon in icons["icons"].items():
             key = names.get(name) or self._match(name)
-            if key:
+            if key and name not in package.other:
                 yield key, svg(icon, width, height)
 
     def _match(self, name: str) -> str | None:
@@ -259,9 +264,10 @@ def _webps(tarball: Path) -> Iterator[tuple[str, bytes]]:
                 yield code(Path(member.name).name), stream.read()
 
 
-def _json(tarball: Path, member: str) -> Any:
+def member(tarball: Path, name: str) -> Any:
+    """A JSON file of a package, parsed."""
     with tarfile.open(tarball) as archive:
-        stream = archive.extractfile(member)
+        stream = archive.extractfile(name)
         if stream is None:
-            raise ArtworkError(f"{tarball.name} has no {member}")
+            raise ArtworkError(f"{tarball.name} has no {name}")
         return json.load(stream)

@@ -52,11 +52,11 @@ def train(config: JudgeConfig, painter: Painter, checkpoint: Path) -> Judge:
 
 
 def disturbed(x_BCHW: Tensor, chance: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Everything that must not matter, changed; the changes of shape and drawing up to `strength` of 0..1."""
+    """Everything that must not matter, changed; place and size always, the rest up to `strength` of 0..1."""
     x_BCHW = bent(moved(x_BCHW, chance, turn=15 + 10 * strength), chance, by=0.08 * strength)
-    x_BCHW = relit(rehued(x_BCHW, chance), chance, by=0.35)
+    x_BCHW = relit(rehued(x_BCHW, chance, 0.5 * strength), chance, by=0.35 * strength)
     x_BCHW = traced(redrawn(x_BCHW, chance, 0.5 * strength), chance, 0.12 * strength)
-    return cut(blurred(x_BCHW, chance), chance)
+    return cut(blurred(x_BCHW, chance, 0.3 * strength), chance, 0.5 * strength)
 
 
 def strength(step: int, steps: int) -> float:

@@ -1,12 +1,13 @@
 """The picture library: every drawing that is used, rendered once, with where it came from.
 
 `pictures.npz` holds RGBA pictures [N, 64, 64, 4] with their code points and style. Besides the listed concepts it
-holds the rest of the artwork in the training styles ("scenery"), from which only the VAE learns.
+holds the rest of the artwork in the training styles ("scenery"), from which only the VAE learns, and the concepts'
+pictograms.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cp_train.pretrain.artwork import LABELS, STYLES, Artwork, Package
+from cp_train.pretrain.pictograms import PICTOGRAMS
 from cp_train.pretrain.progress import Progress
 from cp_train.pretrain.render import Pixels, picture
 from cp_train.pretrain.splits import HELD_OUT_STYLES, TRAIN_STYLES, Concept, concepts
@@ -80,11 +82,13 @@ def provenance(pictures: Library) -> list[dict[str, str | int]]:
     known = [concept.code for concept in concepts() if concept.trained]
     secret = [concept.code for concept in concepts() if not concept.trained]
     rows = [_origin(LABELS) | {"used": "nouns and groups"}]
-    for package in STYLES:
+    for package in (*STYLES, *PICTOGRAMS):
         mine = pictures.codes[pictures.styles == package.style]
         counts = Counter(trained=int(np.isin(mine, known).sum()), held_out=int(np.isin(mine, secret).sum()))
         scenery = len(mine) - counts.total()
         use = "measured against only" if package.style in HELD_OUT_STYLES else "training"
+        if package in PICTOGRAMS:
+            use = "judge and image tower only"
         rows.append(_origin(package) | counts | {"vae_only": scenery, "used": use})
     return rows
 
@@ -100,21 +104,27 @@ def _origin(package: Package) -> dict[str, str | int]:
 
 
 def _build(artwork: Artwork) -> Library:
-    listed = {concept.code for concept in concepts()}
-    rows = [row for package in STYLES for row in _rendered(artwork, package.style, listed)]
-    rgba, codes, styles = zip(*rows, strict=True)
-    return Library(np.stack(rgba), np.array(codes), np.array(styles))
+    codes = {concept.noun: concept.code for concept in concepts()}
+    rows = [row for package in STYLES for row in _rendered(package.style, _wanted(artwork, package.style, codes))]
+    for pictogram in PICTOGRAMS:
+        rows += _rendered(pictogram.style, dict(pictogram.drawings(artwork.cache, codes)))
+    rgba, subjects, styles = zip(*rows, strict=True)
+    return Library(np.stack(rgba), np.array(subjects), np.array(styles))
 
 
-def _rendered(artwork: Artwork, style: str, listed: set[str]) -> Iterator[tuple[Pixels, str, str]]:
-    drawings = artwork.drawings(style)
-    scenery = style not in HELD_OUT_STYLES
-    wanted = [c for c in drawings if c in listed or (scenery and _is_scenery(artwork, c))]
-    progress = Progress(f"render {style}", len(wanted))
-    for step, key in enumerate(wanted, 1):
-        image = picture(drawings[key])
+def _wanted(artwork: Artwork, style: str, codes: Mapping[str, str]) -> dict[str, str | bytes]:
+    """Code -> drawing, of the listed concepts, and of the scenery too where the style is trained on."""
+    listed, scenery = set(codes.values()), style not in HELD_OUT_STYLES
+    found = artwork.drawings(style)
+    return {code: found[code] for code in found if code in listed or (scenery and _is_scenery(artwork, code))}
+
+
+def _rendered(style: str, drawings: Mapping[str, str | bytes]) -> Iterator[tuple[Pixels, str, str]]:
+    progress = Progress(f"render {style}", len(drawings))
+    for step, (code, drawing) in enumerate(drawings.items(), 1):
+        image = picture(drawing)
         if image is not None:
-            yield np.asarray(image), key, style
+            yield np.asarray(image), code, style
         progress.update(step)
 
 

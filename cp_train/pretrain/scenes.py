@@ -14,10 +14,12 @@ from torch import Tensor
 from cp_train.pretrain.compose import GROUNDS, TINTS, Scene, main_colour, painted
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import Pixels
-from cp_train.pretrain.splits import Concept
+from cp_train.pretrain.splits import PICTOGRAM_STYLES, Concept
 
 KINDS: Mapping[str, float] = {"plain": 0.52, "tint": 0.14, "ground": 0.16, "pair": 0.18}
 """How often each kind of scene is drawn."""
+_GROUNDED, _PICTOGRAM, _INKED = 1 / 3, 0.4, 0.5
+"""Shares of single subjects: on a coloured ground, as a pictogram, and of pictograms in coloured ink."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,14 @@ class Painter:
         return Scene(subject=subject, style=style)
 
     def single(self, chance: random.Random, subject: Concept) -> Pixels:
-        """A picture of the subject alone, in any style, on a coloured ground a third of the time [H, W, 3]."""
-        style = chance.choice(self.styles_of(subject))
-        ground = chance.choice(list(GROUNDS)) if chance.random() < 1 / 3 else None
-        return self.paint(Scene(subject=subject, style=style, ground=ground))
+        """A picture of the subject alone, in any style or as a pictogram, for networks that only read [H, W, 3]."""
+        ground = chance.choice(list(GROUNDS)) if chance.random() < _GROUNDED else None
+        pictograms = [style for style in PICTOGRAM_STYLES if (subject.code, style) in self.pictures.index]
+        if not pictograms or chance.random() >= _PICTOGRAM:
+            return self.paint(Scene(subject=subject, style=chance.choice(self.styles_of(subject)), ground=ground))
+        inked = ground == "black" or chance.random() < _INKED
+        tint = chance.choice(list(TINTS)) if inked else None
+        return self.paint(Scene(subject=subject, style=chance.choice(pictograms), tint=tint, ground=ground))
 
     def pair(self, chance: random.Random, style: str) -> Scene:
         """A random pair of subjects that the style has drawings of."""

@@ -11,9 +11,11 @@ from functools import cache
 from importlib import resources
 
 from cp_train.pretrain.artwork import STYLES
+from cp_train.pretrain.pictograms import PICTOGRAMS
 
 HELD_OUT_STYLES = ("emojione", "openmoji")
 TRAIN_STYLES = tuple(package.style for package in STYLES if package.style not in HELD_OUT_STYLES)
+PICTOGRAM_STYLES = tuple(package.style for package in PICTOGRAMS)
 PARTS = ("train", "judged", "tuning", "reporting")
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.scenes import Painter
-from cp_train.pretrain.splits import HELD_OUT_STYLES, TRAIN_STYLES, Concept, part
+from cp_train.pretrain.splits import HELD_OUT_STYLES, PICTOGRAM_STYLES, TRAIN_STYLES, Concept, part
 from cp_train.pretrain.stages import Recipe, Run
 
 SIDE = 16
@@ -42,7 +42,7 @@ def few() -> tuple[Concept, ...]:
 
 @pytest.fixture(scope="session")
 def pictures(few) -> Library:
-    styles = TRAIN_STYLES + HELD_OUT_STYLES
+    styles = TRAIN_STYLES + HELD_OUT_STYLES + PICTOGRAM_STYLES[:1]
     drawn = [
         (shape(number, shade), concept.code, style)
         for number, concept in enumerate(few)

@@ -6,15 +6,18 @@ import io
 import json
 import random
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from cp_train.pretrain import artwork, captions, compose, pictures, render, splits
+from cp_train.pretrain import artwork, captions, compose, pictograms, pictures, render, splits
 from cp_train.pretrain.artwork import Artwork, ArtworkError, Package
 from cp_train.pretrain.compose import TINTS, Scene
+from cp_train.pretrain.scenes import Painter
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 40">{}</svg>'
 SQUARE = SVG.format('<rect x="4" y="10" width="20" height="10" fill="red"/>')
@@ -66,8 +69,62 @@ def test_a_package_that_is_not_the_pinned_one_is_refused(shelf, tmp_path):
         artwork.fetch(package, tmp_path)
 
 
+def test_a_name_that_means_another_thing_is_left_out(shelf, tmp_path, monkeypatch):
+    misled = pack(tmp_path, "misled", {"icons.json": {"icons": {"fox": {"body": ""}}}, "chars.json": {}})
+    monkeypatch.setattr(artwork, "STYLES", (*artwork.STYLES, misled))
+    assert list(shelf.drawings("misled")) == ["1f98a"]
+    monkeypatch.setattr(artwork, "STYLES", (*shelf_without(misled), replace(misled, other=frozenset({"fox"}))))
+    assert not shelf.drawings("misled")
+
+
+def shelf_without(package: Package) -> tuple[Package, ...]:
+    return tuple(other for other in artwork.STYLES if other is not package)
+
+
+def test_pictograms_are_found_by_noun_in_one_variant(tmp_path):
+    names = ("fox-duotone", "fox", "cat-face-duotone", "dog-2-duotone", "mouse-duotone", "xyz-duotone")
+    icons = {"icons": {name: {"body": f"<g id='{name}'/>"} for name in names}}
+    facts = {"suffix": "-duotone", "other": frozenset({"mouse"})}
+    package = pictograms.Icons(**{**pack(tmp_path, "icons", {"icons.json": icons}).__dict__, **facts})
+    codes = {noun: noun.upper() for noun in ("fox", "cat", "dog", "mouse", "owl")}
+    drawn = dict(package.drawings(tmp_path, codes))
+    assert set(drawn) == {"FOX", "CAT", "DOG"}
+    assert "fox-duotone" in drawn["FOX"]
+
+
+def test_a_fonts_glyphs_are_drawings(tmp_path):
+    font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    base = pack(tmp_path, "font", {})
+    with tarfile.open(tmp_path / base.tarball, "w:gz") as archive:
+        archive.add(font, "package/font.ttf")
+    digest = hashlib.sha512((tmp_path / base.tarball).read_bytes()).digest()
+    facts = {**base.__dict__, "sha512": base64.b64encode(digest).decode(), "file": "package/font.ttf"}
+    drawn = dict(
+        pictograms.Font(**facts).drawings(tmp_path, {"sun": "2600", "fox": "1f98a", "pair": "1f468-200d-1f33e"})
+    )
+    assert list(drawn) == ["2600"], "no glyph of a fox, and no sequence"
+    alpha = np.asarray(render.picture(drawn["2600"], 32))[..., 3]
+    assert alpha.max() == 255
+    assert 0.1 < (alpha > 128).mean() < 0.7
+
+
+def test_single_subjects_are_pictograms_some_of_the_time_and_seen_on_every_ground(pictures, few):
+    subject, style = few[0], splits.PICTOGRAM_STYLES[0]
+    ink = pictures.rgba_NHW4.copy()
+    ink[pictures.index[subject.code, style], ..., :3] = 0
+    painter = Painter(replace(pictures, rgba_NHW4=ink), few, splits.TRAIN_STYLES)
+    alpha = ink[pictures.index[subject.code, style], ..., 3]
+    seen = [painter.single(random.Random(seed), subject)[alpha == 255] for seed in range(200)]
+    flat = [colours for colours in seen if (colours == colours[0]).all()]
+    assert 0.3 < len(flat) / len(seen) < 0.5
+    assert len({tuple(colours[0]) for colours in flat}) > 4, "inks"
+
+
 def test_every_style_is_pinned_and_share_alike_is_never_trained_on():
-    assert all(len(base64.b64decode(p.sha512)) == 64 and p.licence and p.author for p in artwork.STYLES)
+    packages = (*artwork.STYLES, *pictograms.PICTOGRAMS)
+    assert all(len(base64.b64decode(p.sha512)) == 64 and p.licence and p.author for p in packages)
+    assert len({p.style for p in packages}) == len(packages)
+    assert not [p.name for p in pictograms.PICTOGRAMS if p.share_alike]
     assert {p.style for p in artwork.STYLES if p.share_alike} <= set(splits.HELD_OUT_STYLES)
 
 

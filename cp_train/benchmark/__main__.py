@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fisher-batches", type=int, help="samples of the Fisher pass")
     add("--pictures", type=int, help="in every cell that MMD is computed from")
     add("--drawing-steps", type=int, help="of the sampler")
-    add("--precision", help="float32 or bfloat16, of training and drawing")
+    add("--precision", help="of training and drawing: float32, or bfloat16, which few CPUs have")
     add("--batch-size", type=int, default=8, help="images a step (default: %(default)s)")
     add("--rank", type=int, default=16, help="LoRA rank (default: %(default)s)")
     add(

@@ -1,4 +1,4 @@
-"""Latents to pictures in a thread beside the denoiser, all that wait at once as one batch."""
+"""Latents to pictures in a thread beside the denoiser, those of one step as one batch."""
 
 import logging
 import threading
@@ -55,14 +55,17 @@ def fail(drawing: Drawing, error: Exception) -> None:
 
 
 class Decoder:
-    """The thread; what is put in together is decoded together, so that a request alone always gets the same bits."""
+    """The thread; what is put in together is decoded together, and with nothing else, however long the line is.
+
+    So a request alone always gets the same bits: another size of batch may round otherwise.
+    """
 
     def __init__(self, base: BaseModel, metrics: Metrics) -> None:
         self._base, self._metrics = base, metrics
         self._chunk = max(1, _PIXELS // base.image_size**2)
         self._stream = torch.cuda.Stream(base.device) if base.device.type == "cuda" else None
         self._changed = threading.Condition()  # guards the next two
-        self._jobs: deque[Job] = deque()
+        self._groups: deque[Sequence[Job]] = deque()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
@@ -75,7 +78,7 @@ class Decoder:
     def put(self, jobs: Sequence[Job]) -> None:
         """Decode these as soon as possible."""
         with self._changed:
-            self._jobs.extend(jobs)
+            self._groups.append(jobs)
             self._changed.notify()
 
     def stop(self) -> None:
@@ -92,13 +95,11 @@ class Decoder:
             for start in range(0, len(wanted), self._chunk):
                 self._decode(wanted[start : start + self._chunk])
 
-    def _take(self) -> list[Job]:
-        """Everything that waits; empty once stopped."""
+    def _take(self) -> Sequence[Job]:
+        """What was put in together and waits longest; empty once stopped and done."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._stopped)
-            jobs = list(self._jobs)
-            self._jobs.clear()
-            return jobs
+            self._changed.wait_for(lambda: self._groups or self._stopped)
+            return self._groups.popleft() if self._groups else ()
 
     def _decode(self, jobs: list[Job]) -> None:
         started = time.monotonic()

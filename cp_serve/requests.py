@@ -51,7 +51,7 @@ class Drawn:
         arm: how the version was chosen: `live`, `canary` or `pinned`.
     """
 
-    pictures: list[Picture]
+    pictures: list[Picture] = field(repr=False)
     model: str
     digest: str
     timings: dict[str, float]
@@ -73,7 +73,7 @@ class Progress:
     model: str
     index: int | None = None
     image: int | None = None
-    preview: Picture | None = None
+    preview: Picture | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ def split_among_threads(unet: Unet, threads: int) -> Unet:
     """The same, on so many threads of its own where the batch is large enough."""
     if threads == 1:
         return unet
-    pool = _single_threads(threads)
+    pool = single_threads(threads)
 
     @torch.inference_mode()
     def part(x_RCHW: Tensor, t_R: Tensor, kv_RLK: Tensor, row_S: Tensor, count: int) -> Tensor:
@@ -58,10 +58,19 @@ def _nearest(ascending: list[int], value: float) -> int:
     return min(range(len(ascending)), key=lambda place: abs(ascending[place] - value))
 
 
-def _single_threads(count: int) -> ThreadPoolExecutor:
+def single_threads(count: int) -> ThreadPoolExecutor:
     """Threads whose operations are each their own; whoever comes later has as many as before."""
     before, all_there = torch.get_num_threads(), threading.Barrier(count)
-    pool = ThreadPoolExecutor(count, thread_name_prefix="rows", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(count, thread_name_prefix="rows", initializer=_work_alone)
     list(pool.map(lambda _: all_there.wait(), range(count)))
     torch.set_num_threads(before)
     return pool
+
+
+def _work_alone() -> None:
+    """Keep this thread's operations to itself.
+
+    torch gives a thread the process's number at its first operation, also over one set before; so it is asked first.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)

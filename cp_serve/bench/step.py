@@ -9,7 +9,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cp_serve.batch import Unet
+from cp_serve.split import single_threads
 from cp_serve.unet import prepare_unet
 from services.base_model import BaseModel, load_base
 
@@ -29,7 +29,7 @@ def ways(reference: str, *, compiled: bool) -> dict[str, tuple[BaseModel, _Run]]
     base = load_base(reference)
     last, halved = load_base(reference), load_base(reference, dtype=torch.bfloat16)
     last.unet.to(memory_format=torch.channels_last)
-    one = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    one = single_threads(1)
     served = load_base(reference)
     unet = prepare_unet(served)
     found: dict[str, tuple[BaseModel, _Run]] = {

@@ -4,7 +4,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +17,7 @@ from cp_serve.samplers import SAMPLERS, sampler_table
 from services.adapter import Adapter
 from services.base_model import BaseModel
 from services.conditioning import condition
+from tests.bases import some_adapter
 
 PATIENCE = 300
 NEAR = 2
@@ -42,6 +43,12 @@ class Wish:
         noise = torch.randn(base.latent_channels, side, side, generator=torch.Generator().manual_seed(self.seed))
         table = sampler_table(base, self.sampler, self.steps)
         return Drawing(table, condition(base, prompts, self.adapter), self.guidance, noise, person=self.person)
+
+
+def learned_like(base: BaseModel, seed: int) -> Adapter:
+    """An adapter that bends the picture and does not drown it."""
+    strong = some_adapter(base.layout, {"fox": 1, "robot": 2}, rank=4, seed=seed)
+    return replace(strong, up_KR=strong.up_KR * 0.1)
 
 
 def random_wishes(adapters: Sequence[Adapter | None], count: int, *, seed: int) -> list[Wish]:

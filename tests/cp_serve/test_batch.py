@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cp_serve.batch import Batch, Drawing, Unet
 from cp_serve.samplers import SAMPLERS
-from cp_serve.unet import buckets_of, prepare_unet
+from cp_serve.unet import buckets_of, plain_unet
 from services.base_model import BaseModel
 from tests.cp_serve.drawings import Wish
 
@@ -113,7 +113,7 @@ def test_buckets_cover_every_batch_and_waste_little(capacity: int) -> None:
 
 
 def test_a_drawing_of_another_base_changes_nothing(tiny_base: BaseModel) -> None:
-    batch = Batch(tiny_base, prepare_unet(tiny_base), CAPACITY)
+    batch = Batch(tiny_base, plain_unet(tiny_base), CAPACITY)
     wrong = Wish().drawing(tiny_base)
     wrong.kv_RLK = wrong.kv_RLK[:, :-1]
     with pytest.raises(ValueError, match="another base"):

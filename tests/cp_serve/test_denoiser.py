@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import pickle
+import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 
-from cp_serve.denoiser import Denoiser, Drawn, DrawRequest
+from cp_serve.denoiser import Denoiser, Drawn, DrawRequest, Progress
 from cp_serve.fairness import Pace
 from services.errors import BusyError, DeadlineError, InputError, NotFoundError, PalimpsestError, UnavailableError
 from services.settings import Settings
@@ -145,8 +147,38 @@ def test_what_nobody_foresaw_is_not_raised_to_ray_which_would_log_its_text(
     assert "secret" not in answer.message + caplog.text
 
 
-def test_no_repr_holds_a_prompt() -> None:
+def test_no_repr_holds_a_prompt_or_a_picture() -> None:
+    picture = np.full((1, 1, 3), 77, np.uint8)
     assert "fox" not in repr(REQUEST)
+    assert "77" not in repr(Drawn([picture], "base", "sha256:0", {}))
+    assert "77" not in repr(Progress(1, 2, "base", 0, 0, picture))
+
+
+def test_a_cold_version_is_loaded_while_others_draw(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch, asked, go_on = denoiser.registry.fetch, threading.Event(), threading.Event()
+
+    def slowly(lineage: str, number: int, **of: Any) -> Any:
+        if lineage != "cold":
+            return fetch(lineage, number, **of)
+        asked.set()
+        assert go_on.wait(PATIENCE)
+        return fetch("pets", number, **of)
+
+    async def both() -> None:
+        cold = asyncio.create_task(denoiser.draw(replace(REQUEST, lineage="cold", version="1", prompt="a <fox>")))
+        assert await asyncio.to_thread(asked.wait, PATIENCE)
+        assert isinstance(await denoiser.draw(REQUEST), Drawn)
+        assert not cold.done()
+        go_on.set()
+        answer = await cold
+        assert isinstance(answer, Drawn)
+        assert answer.model == "cold@1"
+
+    monkeypatch.setattr(denoiser.registry, "fetch", slowly)
+    try:
+        run(both())
+    finally:
+        go_on.set()
 
 
 def test_a_replica_serves_through_an_outage_and_only_starts_with_a_registry(

@@ -1,5 +1,6 @@
 """The engine on real base models: whatever shares the batch, a picture is its owner's, and places are freed at once."""
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +12,23 @@ from torch import Tensor
 
 from cp_serve.engine import Places
 from cp_serve.samplers import scheduler_of
-from services.adapter import Adapter
 from services.base_model import BaseModel, load_base
 from services.errors import BusyError, RefusedError, UnavailableError
-from tests.bases import reference, some_adapter
-from tests.cp_serve.drawings import NEAR, PATIENCE, Gate, Wish, alone, distance, draw, engine_of, random_wishes
+from tests.bases import reference
+from tests.cp_serve.drawings import (
+    NEAR,
+    PATIENCE,
+    Gate,
+    Wish,
+    alone,
+    distance,
+    draw,
+    engine_of,
+    learned_like,
+    random_wishes,
+)
+from tests.house import wait_until
 from tests.layouts import save
-
-
-def learned_like(base: BaseModel, seed: int) -> Adapter:
-    """An adapter that bends the picture and does not drown it."""
-    strong = some_adapter(base.layout, {"fox": 1, "robot": 2}, rank=4, seed=seed)
-    return replace(strong, up_KR=strong.up_KR * 0.1)
 
 
 def plain(base: BaseModel, wish: Wish) -> Tensor:
@@ -228,6 +234,29 @@ def test_a_picture_that_cannot_be_decoded_fails_alone(tiny_base: BaseModel) -> N
             broken.picture.result(PATIENCE)
         assert all(drawing.picture.result(PATIENCE).any() for drawing in others)
     handle.remove()
+
+
+def test_decoding_holds_up_no_step_and_what_is_finished_together_is_decoded_together(tiny_base: BaseModel) -> None:
+    sizes: list[int] = []
+    go_on = threading.Event()
+
+    def hold(_: object, inputs: tuple[Tensor]) -> None:
+        sizes.append(len(inputs[0]))
+        assert go_on.wait(PATIENCE)
+
+    drawings = [Wish(steps=steps, seed=seed).drawing(tiny_base) for seed, steps in enumerate((1, 3, 3, 5))]
+    handle = tiny_base.vae.decoder.register_forward_pre_hook(hold)
+    try:
+        with engine_of(tiny_base) as engine:
+            engine.submit(drawings)
+            wait_until(lambda: engine.steps_done == 5)
+            assert not any(drawing.picture.done() for drawing in drawings)
+            go_on.set()
+            assert all(drawing.picture.result(PATIENCE).any() for drawing in drawings)
+    finally:
+        go_on.set()
+        handle.remove()
+    assert sizes == [1, 2, 1], "however many wait for the decoder"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -51,8 +51,9 @@ def test_shares_are_even_and_have_every_row_once(rows: int, guided: int) -> None
         assert all(abs(size - rows / count) <= 2 for size in sizes), sizes
 
 
-def test_other_threads_keep_their_number() -> None:
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_rows_keep_to_their_thread_and_others_to_their_number(number: int) -> None:
+    torch.set_num_threads(number)
     seen: list[int] = []
 
     def unet(x_RCHW: Tensor, *_: object) -> Tensor:
@@ -62,11 +63,14 @@ def test_other_threads_keep_their_number() -> None:
     run = split_among_threads(unet, 2)
     run(*batch(8, 0))
     assert seen == [1, 1]
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == number
     later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
     later.start()
     later.join()
-    assert seen[-1] == before
+    assert seen.pop() == number
+    torch.set_num_threads(number + 1)
+    run(*batch(8, 0))
+    assert seen == [1] * 4, "whatever others ask for"
 
 
 def test_what_fails_in_a_thread_fails_the_batch_and_the_next_one_runs() -> None:

@@ -1,5 +1,6 @@
 """The U-Net as serving runs it is the same function as the base's own."""
 
+import copy
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from cp_serve.engine import Engine
 from cp_serve.twins import Once
-from cp_serve.unet import buckets_of, plain_unet, prepare_unet
+from cp_serve.unet import Compile, buckets_of, plain_unet, prepare_unet
 from cp_serve.upsample import PhasedUpsample, phase_upsamplers
 from services.base_model import BaseModel, load_base
 from tests.bases import KINDS
-from tests.cp_serve.drawings import NEAR, PATIENCE, Wish, alone, distance, draw, random_wishes
+from tests.cp_serve.drawings import NEAR, PATIENCE, Wish, alone, distance, draw, learned_like, random_wishes
 from tests.layouts import save
 
 
@@ -126,6 +127,51 @@ def test_prepared_it_draws_the_same_pictures(embedded_base: BaseModel) -> None:
         engine.stop()
     for wish, picture in zip(wishes, together, strict=True):
         assert distance(picture, alone(embedded_base, wish)) <= NEAR, wish
+
+
+def test_any_mix_is_drawn_as_each_is_alone(any_base: BaseModel) -> None:
+    """With all that serving does to the network on the CPU: rows split among threads, twins, upsampling in phases."""
+    adapters = [None, *(learned_like(any_base, number) for number in range(3))]
+    wishes = random_wishes(adapters, 12, seed=7)
+    base = copy.deepcopy(any_base)
+    torch.set_num_threads(2)
+    unet = prepare_unet(base)
+    torch.set_num_threads(1)
+    seen: set[int] = set()
+    base.unet.register_forward_pre_hook(lambda *_: seen.add(threading.get_ident()))
+    engine = Engine(base, max_batch=8, max_queue=8, unet=unet)
+    try:
+        together = draw(engine, *(wish.drawing(base) for wish in wishes))
+    finally:
+        engine.stop()
+    assert len(seen) == 3, "the denoiser's own thread, and two for large batches"
+    for wish, picture in zip(wishes, together, strict=True):
+        assert distance(picture, alone(any_base, wish)) <= NEAR, wish
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
+def test_on_cuda_it_is_channels_last_whole_and_compiled_if_asked(
+    tiny_base: BaseModel, mode: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as a CPU goes: what is run is checked, and that it is the same function."""
+    compiled: list[dict[str, object]] = []
+
+    def compile_(network: object, **how: object) -> object:
+        compiled.append(how)
+        return network
+
+    base, given = copy.deepcopy(tiny_base), inputs(tiny_base, 9, 2)
+    expected = plain_unet(tiny_base)(*given)
+    monkeypatch.setattr(torch, "compile", compile_)
+    torch.set_num_threads(2)
+    with monkeypatch.context() as pretended:
+        pretended.setattr(BaseModel, "device", torch.device("cuda"))
+        run = prepare_unet(base, compile_mode=mode)
+    assert base.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not [module for module in base.unet.modules() if isinstance(module, Once | PhasedUpsample)]
+    assert compiled == ([] if mode == "none" else [{"mode": mode, "dynamic": False}])
+    torch.testing.assert_close(run(*given), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_in_bfloat16_it_draws_nearly_the_same(tiny_folders: Mapping[str, Path], tiny_base: BaseModel) -> None:

@@ -23,6 +23,7 @@ def test_it_tells_what_happened(
     found = json.loads((tmp_path / "swaps.json").read_text())
     assert (found["failed"], found["torn"]) == (0, 0), found["failures"]
     assert found["drawn"] > 0
+    assert found["replicas"] == 1
     assert found["first_picture_seconds_webhook"] == [], "this house has none"
     assert len(found["first_picture_seconds_polling"]) == 2
     assert found["longest_pause_at_most"] > 0

@@ -8,10 +8,10 @@ from services.manifest import Manifest
 from services.tree import draw_tree
 from services.versions import Verdict, VersionInfo
 
-_PAGE = 5000  # characters of a version's page: MLflow's column in PostgreSQL takes no more
+_PAGE = 5000  # characters of a version's or lineage's page: MLflow's columns in PostgreSQL take no more
 _NOTE = 8000  # of a run's page: MLflow's tags take no more
 _REASONS, _NAMES = 8, 40  # of a version's, that its page names
-_NEWEST = 200  # versions in a lineage's tree: a description has a limit, and so has a reader
+_TREE, _LINE = 4000, 400  # characters of a lineage's tree on its page, and of one line of it
 
 
 def describe_version(manifest: Manifest, *, verdict: Verdict, job: str, experiment_id: str, pictures: str = "") -> str:
@@ -81,23 +81,34 @@ def describe_run(
 
 
 def describe_lineage(lineage: str, versions: Sequence[VersionInfo]) -> str:
-    """A lineage's page: its tree, and what moving an alias does."""
-    shown = [asdict(version) for version in versions][-_NEWEST:]
-    older = len(versions) - len(shown)
+    """A lineage's page: where its aliases are, its tree, and what moving an alias does."""
+    named = [f"{_code(alias)} is version {version.number}" for version in versions for alias in version.aliases]
     return "\n".join(
         [
             f"Concepts of {_code(lineage)}, learned one after the other. Each version grew from its parent:",
             "",
             "```",
-            *([f"… {older} older versions"] if older else []),
-            *draw_tree(shown),
+            *_newest([line[:_LINE] for line in draw_tree([asdict(version) for version in versions])]),
             "```",
+            "",
+            f"{', '.join(named) or 'No version has an alias'}.",
             "",
             "`live` is what is served, and what the next concept is learned on. Move it to another version to roll "
             "back or forward: what is served follows within seconds. `candidate` is the newest version that was not "
             "promoted.",
         ]
-    )
+    )[:_PAGE]
+
+
+def _newest(lines: Sequence[str]) -> list[str]:
+    """The last lines of a tree, as many as there is room for."""
+    room, shown = _TREE, list[str]()
+    for line in reversed(lines):
+        room -= len(line) + 1
+        if room < 0:
+            return [f"… {len(lines) - len(shown)} older versions", *reversed(shown)]
+        shown.append(line)
+    return list(lines)
 
 
 def _picture(run_id: str, path: str, about: str) -> str:

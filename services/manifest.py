@@ -134,7 +134,8 @@ class Manifest(_Strict):
         except ValidationError as error:
             fault = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(map(str, fault["loc"])) or MANIFEST_FILE
-            raise RefusedError(f"The version's manifest is not valid ({where}: {fault['msg']}).") from error
+            newer = ": a newer Palimpsest may know it" if where == "content.schema_version" else ""
+            raise RefusedError(f"The version's manifest is not valid ({where}: {fault['msg']}){newer}.") from error
         if manifest.content.digest != manifest.digest:
             raise RefusedError("The version's manifest was changed: its content does not match its digest.")
         return manifest

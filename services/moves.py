@@ -145,6 +145,7 @@ class Moves(Catalogue):
             NotFoundError: no such lineage.
         """
         self._move(lineage, LIVE, None, Why(actor=actor, reason=reason))
+        self._tell(lineage)
 
     def may_begin(self, lineage: str) -> bool:
         """Whether a lineage may begin from nothing: no version is live, as none ever was, or it was cleared on purpose.
@@ -171,6 +172,7 @@ class Moves(Catalogue):
         self.manifest(lineage, number)
         self._server.ask(self._client.set_registered_model_tag, lineage, PERCENT_TAG, f"{percent:g}")
         self._move(lineage, CANARY, number, Why(actor=actor, reason=reason))
+        self._tell(lineage)
 
     def end_canary(self, lineage: str, number: int | None = None, *, actor: str = "", reason: str = "") -> None:
         """Send all requests to `live` again, unless `number` is given and the canary is another; may be repeated.
@@ -181,6 +183,7 @@ class Moves(Catalogue):
         named = self.aliases(lineage).get(CANARY)
         if named is not None and number in {None, named}:
             self._move(lineage, CANARY, None, Why(actor=actor, reason=reason))
+            self._tell(lineage)
 
     def history(self, lineage: str) -> list[Entry]:
         """Who did what to a lineage, oldest first; what was done in MLflow itself is found out and written down first.
@@ -344,7 +347,9 @@ class Moves(Catalogue):
             if last is None:
                 return  # somebody else writes; the next reader looks again
             _log.warning("%s: %s is at %s, moved in MLflow itself", lineage, alias, now)
-        if mark != Mark(last.number, now):
+            self._mark(lineage, last)
+            self._tell(lineage)
+        elif mark != Mark(last.number, now):
             self._mark(lineage, last)
 
 

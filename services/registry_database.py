@@ -2,7 +2,7 @@
 
 Ids, version numbers, aliases, tags and times stay what they are. Only the addresses of artifacts change, from the old
 store's root to the new one's. Both databases must have the schema of the MLflow that is installed, which
-`upgrade_database` gives them.
+`upgrade_database` gives them. What else is in them is left alone: a server behind a password keeps its people there.
 """
 
 import warnings
@@ -34,8 +34,7 @@ def upgrade_database(url: str) -> None:
 
     with _open(url) as engine, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what MLflow's own models and migrations call is not ours to change
-        empty = not sqlalchemy.inspect(engine).get_table_names()
-        (_initialize_tables if empty else _upgrade_db)(engine)
+        (_initialize_tables if _is_empty(engine) else _upgrade_db)(engine)
 
 
 def schema_state(url: str) -> str:
@@ -51,7 +50,7 @@ def schema_state(url: str) -> str:
     if path and not path.is_file():
         raise NotFoundError(f"There is no database {path}.")
     with _open(url) as engine:
-        if not sqlalchemy.inspect(engine).get_table_names():
+        if _is_empty(engine):
             return "empty"
         return "current" if _get_schema_version(engine) == _get_latest_schema_revision() else "old"
 
@@ -103,11 +102,18 @@ def _moved(row: Mapping[Any, Any], address: Callable[[str], str]) -> dict[str, A
     }
 
 
+def _is_empty(engine: Engine) -> bool:
+    """Whether no registry was ever made in it."""
+    return "alembic_version" not in sqlalchemy.inspect(engine).get_table_names()
+
+
 def _tables(engine: Engine) -> list[Table]:
-    """Tables in an order in which rows find what they refer to."""
+    """The registry's tables in an order in which rows find what they refer to."""
+    from mlflow.store.db.utils import Base
+
     metadata = MetaData()
-    metadata.reflect(engine)
-    return [table for table in metadata.sorted_tables if table.name != "alembic_version"]
+    metadata.reflect(engine, only=lambda name, _: name in Base.metadata.tables)
+    return metadata.sorted_tables
 
 
 def _check_empty(connection: Connection, tables: list[Table]) -> None:

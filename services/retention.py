@@ -28,6 +28,8 @@ from services.runs import ARTIFACTS
 from services.settings import Settings
 from services.versions import DELETED_MARK, TAG
 
+_TOLD = 400  # deleted versions that a tag names, the newest: MLflow's column in PostgreSQL takes 5000 characters
+
 
 @dataclass(frozen=True)
 class Forgotten:
@@ -213,9 +215,9 @@ class Retention(Registry):
             raise
 
     def _note_deleted(self, lineage: str, number: int) -> None:
-        """Tell those who have a copy (`deleted`)."""
-        gone = {number, *self.deleted().get(lineage, ())}
-        value = ",".join(map(str, sorted(gone)))
+        """Tell those who have a copy (`deleted`); who looks every second has none of long ago."""
+        known = self._lineage(lineage).tags.get(DELETED_TAG, "").split(",")
+        value = ",".join([*(name for name in known if name not in {"", str(number)}), str(number)][-_TOLD:])
         self._server.ask(self._client.set_registered_model_tag, lineage, DELETED_TAG, value)
 
     def _empty(self, folder: str) -> None:

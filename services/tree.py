@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+_NAMES = 8  # newest concepts of a version that its line names; those before stand in its ancestors' lines
+
 
 def draw_tree(versions: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line a version. The newest child follows below its parent; older branches stand indented between them.
@@ -31,7 +33,9 @@ def _lines(version: Mapping[str, Any], children: Mapping[int | None, list[Mappin
 
 
 def _label(version: Mapping[str, Any]) -> str:
-    concepts = " ".join(f"<{name}>" for name in version["concepts"])
+    older = len(version["concepts"]) - _NAMES
+    concepts = " ".join([f"<{name}>" for name in version["concepts"][-_NAMES:]])
+    concepts = f"{older} more {concepts}" if older > 0 else concepts
     aliases = "".join(f"  [{alias}]" for alias in version["aliases"])
     gate = "" if version["gate_passed"] else f"  gate failed: {'; '.join(version['gate_reasons'])}"
     return f"{version['number']}  {concepts}  {version['method']}{aliases}{gate}"

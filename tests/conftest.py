@@ -22,8 +22,8 @@ if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY
 pytest_plugins = ["tests.s3", "tests.postgres", "tests.stack", "tests.lineages", "tests.bases"]
 
 _SHARED = {
-    "house": {"house"},
-    "servers": {"mlflow_server", "mlflow_server_on_s3", "stack_settings", "postgres", "s3", "place"},
+    "house": {"house", "far_house"},
+    "servers": {"mlflow_server", "stack_settings", "postgres", "s3", "place"},
 }
 """Name of a group of tests -> the fixtures that they share, the group that takes longest first."""
 

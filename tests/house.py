@@ -8,8 +8,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,15 +125,15 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture(scope="package")
-def house() -> Iterator[House]:
-    """The running house; stopped, and its folder removed, after the last test of the folder that asks for it.
+@contextmanager
+def private_home(**choices: Any) -> Iterator[Settings]:
+    """Settings of a house in a folder of its own, which is removed after the body of the `with`.
 
     One thread for each worker and replica: they share the machine with other tests, and threads wait for each other.
     """
     http, mlflow, ray, dashboard = free_ports(4)
     with tempfile.TemporaryDirectory(prefix="p", ignore_cleanup_errors=True) as home:
-        settings = Settings(
+        yield Settings(
             home=Path(home),
             http_port=http,
             mlflow_port=mlflow,
@@ -140,10 +142,23 @@ def house() -> Iterator[House]:
             threads=1,
             checkpoint_steps=5,
             deadline_seconds=300.0,
+            **choices,
         )
-        stack = LocalStack(settings, print)
-        try:
-            stack.up()
-            yield House(settings)
-        finally:
-            stack.down()
+
+
+@contextmanager
+def started(settings: Settings) -> Iterator[House]:
+    """A running house for the body of a `with`."""
+    stack = LocalStack(settings, print)
+    try:
+        stack.up()
+        yield House(settings)
+    finally:
+        stack.down()
+
+
+@pytest.fixture(scope="package")
+def house() -> Iterator[House]:
+    """The running house; stopped, and its folder removed, after the last test of the folder that asks for it."""
+    with private_home() as settings, started(settings) as running:
+        yield running

@@ -1,6 +1,7 @@
 """A real MLflow server for the session, started as `palimpsest up` starts it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,8 +14,12 @@ from uuid import uuid4
 
 import pytest
 
-from services.local_stack import mlflow_command, mlflow_environment
+from services.backends import backend_reached
+from services.errors import UnavailableError
+from services.local_stack import LocalStack, mlflow_command, mlflow_environment
 from services.objects import ObjectStore, open_store
+from services.postgres import postgres_binary, postgres_folder
+from services.seaweedfs import PORTS, sockets, weed_binary
 from services.settings import Settings
 from tests.ports import free_ports
 from tests.s3 import S3Server
@@ -26,19 +31,6 @@ _START_SECONDS = 600
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Settings of a running server with SQLite and a directory as the store."""
     with running(Settings(home=tmp_path_factory.mktemp("stack"), mlflow_port=free_ports(1)[0])) as settings:
-        yield settings
-
-
-@pytest.fixture(scope="session")
-def mlflow_server_on_s3(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Settings]:
-    """Settings of a running server with SQLite and a bucket as the store."""
-    settings = Settings(
-        home=tmp_path_factory.mktemp("stack-s3"),
-        mlflow_port=free_ports(1)[0],
-        store=f"s3://{s3.bucket}/stack-{uuid4().hex}",
-        s3_endpoint=s3.endpoint,
-    )
-    with running(settings):
         yield settings
 
 
@@ -92,6 +84,27 @@ def running(settings: Settings) -> Iterator[Settings]:
         with suppress(ProcessLookupError):  # it ended by itself
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextmanager
+def own_servers(settings: Settings) -> Iterator[None]:
+    """The backend's servers may be started in the body of a `with`: nothing of them is left, nor of their variables.
+
+    Skips where they are not installed.
+    """
+    try:
+        postgres_binary("initdb")
+        weed_binary()
+    except UnavailableError as error:
+        pytest.skip(f"NO POSTGRESQL OR S3 SERVER: the backend postgres-s3 is not tested; {error.message}")
+    with backend_reached(settings):
+        try:
+            yield
+        finally:
+            LocalStack(settings, print).backend_down()
+            for path in sockets([settings.s3_port + index for index in range(len(PORTS))]):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(postgres_folder(settings), ignore_errors=True)
 
 
 def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

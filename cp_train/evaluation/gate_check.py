@@ -5,11 +5,13 @@ and every update is judged as a job's would be. Beside the chains updates are sp
 numbers of the LoRA shuffled. Even chains are of the `tuning` artwork and may set limits, odd ones of the `reporting`
 artwork and tell how well such limits do.
 
-`updates.csv` has a line for every update, `gate.md` what follows (`gate_report.py`). A chain that is written is not
-learned again, so a run that was interrupted goes on. Ends with 1 if any verdict is wrong.
+`updates.csv` has a line for every update, `asked.json` what made them, `gate.md` what follows (`gate_report.py`). A
+chain that is written is not learned again: a run that was interrupted goes on, and one with other limits only reports
+anew. Ends with 1 if any verdict is wrong.
 """
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -20,7 +22,7 @@ from pathlib import Path
 import torch
 
 from cp_train.benchmark.subjects import Subject, from_folders, shipped
-from cp_train.evaluation.gate_report import HONEST, KINDS, Table, Update, write_report
+from cp_train.evaluation.gate_report import HONEST, KINDS, Table, Update, limits_of, write_report
 from cp_train.fisher import FisherConfig
 from cp_train.methods import DEFAULT
 from cp_train.phase import Shard
@@ -29,7 +31,7 @@ from cp_train.task import Learned, Task
 from services.adapter import Adapter, TrainingState, new_adapter
 from services.arguments import Parser
 from services.base_model import BaseModel, load_base, use_threads
-from services.errors import InputError, PalimpsestError
+from services.errors import ConflictError, InputError, PalimpsestError
 from services.manifest import Concept
 from services.settings import Settings, get_settings
 
@@ -86,13 +88,23 @@ class Check:
         return random.Random(f"{shuffle}").sample(known, len(known))[part * count :][:count]  # noqa: S311
 
     def kinds(self, chain: int) -> list[list[str]]:
-        """How each concept of a chain is spoiled beside being learned: no, one or several ways."""
+        """How each concept of a chain is spoiled beside being learned: no, one or several ways.
+
+        The first one is, then the last, then those before it; both halves of the chains have both ways of each.
+        """
         count = self.spoiled // self.chains + (chain < self.spoiled % self.chains)
         length = len(self.subjects(chain))
         ways: list[list[str]] = [[] for _ in range(length)]
         for number in range(count):
-            ways[(length - 1 - number // 2) % length].append(KINDS[(number + chain) % 2])
+            turn, place = divmod(number, length)
+            ways[-place].append(KINDS[(turn + place + chain // len(_PARTS)) % len(KINDS)])
         return ways
+
+    def asked(self) -> dict[str, object]:
+        """What decides the figures."""
+        told = {"base": self.base.ref.revision, "features": self.settings.gate_features, **self.config.flat()}
+        counts = {"honest": self.honest, "spoiled": self.spoiled, "length": self.length}
+        return told | counts | {"images": str(self.folders.absolute()) if self.folders else "artwork"}
 
     def run(self, chain: int) -> Iterator[Update]:
         """Learn one chain and judge all of its updates."""
@@ -155,8 +167,13 @@ def spoiled(config: LearningConfig) -> LearningConfig:
 
 
 def check(wanted: Check, output: Path) -> bool:
-    """Try everything that is not written yet; whether every verdict is right."""
+    """Try everything that is not written yet; whether every verdict is right.
+
+    Raises:
+        ConflictError: the folder has updates that other settings made.
+    """
     output.mkdir(parents=True, exist_ok=True)
+    _claim(output / "asked.json", json.dumps(wanted.asked(), indent=1))
     table = Table(output / "updates.csv")
     done = {update.chain for update in table.read()}
     for chain in range(wanted.chains):
@@ -168,10 +185,19 @@ def check(wanted: Check, output: Path) -> bool:
             print(update.line(), flush=True)
         table.append(made)
     updates = table.read()
-    (output / "gate.md").write_text(write_report(updates, wanted.settings))
-    right = sum(update.right for update in updates)
+    limits = limits_of(wanted.settings)
+    (output / "gate.md").write_text(write_report(updates, limits))
+    right = sum(update.right(limits) for update in updates)
     print(f"{right} of {len(updates)} verdicts are right; see {output / 'gate.md'}")
     return right == len(updates)
+
+
+def _claim(path: Path, asked: str) -> None:
+    """Make a folder that of one set of settings: updates that others made must not go on in it."""
+    if not path.exists():
+        path.write_text(asked)
+    elif path.read_text() != asked:
+        raise ConflictError(f"{path.parent} has updates of other settings ({path.name}): give another folder.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

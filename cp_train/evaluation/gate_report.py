@@ -73,6 +73,7 @@ class Update:
 
     Attributes:
         earlier: concepts that its parent knew.
+        passed, reasons: the gate's own verdict, with the limits of that time.
         seconds: that judging took, drawing included.
     """
 
@@ -105,11 +106,6 @@ class Update:
         return self.kind == HONEST
 
     @property
-    def right(self) -> bool:
-        """Whether the verdict is what it should be."""
-        return self.passed == self.honest
-
-    @property
     def sets(self) -> bool:
         """Whether limits may be set by it; by the others they are only reported on."""
         return self.chain % 2 == 0
@@ -122,6 +118,10 @@ class Update:
         """Whether it would pass with other limits; one that was not even sound does not."""
         measured = not all(math.isnan(self.figure(figure)) for figure in FIGURES)
         return measured and all(figure.keeps(self.figure(figure), limits[figure.name]) for figure in FIGURES)
+
+    def right(self, limits: Mapping[str, float]) -> bool:
+        """Whether the verdict with some limits is what it should be."""
+        return self.passes(limits) == self.honest
 
     def line(self) -> str:
         """For a terminal."""
@@ -155,18 +155,22 @@ class Table:
         beside.replace(self.path)
 
 
-def write_report(updates: Sequence[Update], settings: Settings) -> str:
-    """`gate.md`."""
-    own = {name: float(value) for name, value in asdict(Limits.of(settings)).items()}
+def limits_of(settings: Settings) -> dict[str, float]:
+    """The settings' limits, by name."""
+    return {name: float(value) for name, value in asdict(Limits.of(settings)).items()}
+
+
+def write_report(updates: Sequence[Update], own: Mapping[str, float]) -> str:
+    """`gate.md`, with one's own limits beside those that it proposes."""
     proposed = propose(updates)
-    right = sum(update.right for update in updates)
+    right = sum(update.right(own) for update in updates)
     lines = ["# The gate, on honest and catastrophic updates", ""]
     lines += [f"{right} of {len(updates)} verdicts are right with the settings' limits.", ""]
     lines += ["## Verdicts", "", *_verdicts(updates, own, proposed), "", "## Figures", ""]
     lines += [*_figures(updates, own, proposed), "", "## Proposed limits", ""]
     lines += ["Half as far again from no change as the worst honest figure of the even chains:", "", "```"]
     lines += [f"PALIMPSEST_GATE_{name.upper()}={value:.3g}" for name, value in proposed.items()]
-    lines += ["```", "", "## Updates", "", *_updates(updates), ""]
+    lines += ["```", "", "## Updates", "", *_updates(updates, own), ""]
     return "\n".join(lines)
 
 
@@ -222,12 +226,13 @@ def _figures(updates: Sequence[Update], own: Mapping[str, float], proposed: Mapp
     return lines
 
 
-def _updates(updates: Sequence[Update]) -> list[str]:
+def _updates(updates: Sequence[Update], own: Mapping[str, float]) -> list[str]:
+    """Every update, and whether it passes with one's own limits."""
     head = ["chain", "update", "concept", "earlier", "verdict", *(figure.name for figure in FIGURES), "s"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for update in updates:
         figures = ["" if math.isnan(value) else f"{value:.3g}" for value in map(update.figure, FIGURES)]
-        word = ("passed" if update.passed else "failed") + ("" if update.right else ", **wrong**")
+        word = ("passed" if update.passes(own) else "failed") + ("" if update.right(own) else ", **wrong**")
         facts = [str(update.chain), update.kind, update.concept, str(update.earlier), word]
         lines.append(f"| {' | '.join([*facts, *figures, f'{update.seconds:.1f}'])} |")
     return lines

@@ -6,7 +6,9 @@ import logging
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 from mlflow.webhooks.delivery import _generate_hmac_signature
@@ -18,6 +20,7 @@ from services.telemetry import JsonLines
 from tests.cp_serve.conftest import Serving, listening
 from tests.cp_serve.drawings import Gate
 from tests.cp_serve.test_http import PATH, PROMPT, SECRET, pictures, refused
+from tests.cp_serve.versions import publish
 
 HOOK = "/v1/hooks/mlflow"
 
@@ -181,8 +184,9 @@ def test_metrics_come_as_openmetrics_too(serving: Serving) -> None:
     assert response.text.endswith("# EOF\n")
 
 
-def _deliver(serving: Serving, secret: str, *, sent: float) -> int:
-    body, stamp = '{"entity": "model_version_alias", "action": "created"}', str(int(sent))
+def _deliver(serving: Serving, secret: str, *, sent: float, **told: object) -> int:
+    event = {"entity": "model_version_alias", "action": "created"}
+    body, stamp = json.dumps(event | told), str(int(sent))
     headers = {
         "X-MLflow-Delivery-Id": "d-1",
         "X-MLflow-Timestamp": stamp,
@@ -199,6 +203,21 @@ def test_a_webhook_is_heeded_if_mlflow_signed_it(serving: Serving) -> None:
     assert _deliver(serving, "hook-secret", sent=time.time() - 3600) == 401
     refused(serving.client.post(HOOK, json={}), 401, "unauthorized", None, "signature")
     assert _metrics(serving)["palimpsest_http_hints_total"] == before + 1
+
+
+def test_an_overruled_move_that_a_webhook_tells_of_is_in_the_history(serving: Serving) -> None:
+    lineage = f"l{uuid4().hex[:8]}"
+    for adapter in serving.adapters.values():
+        publish(serving.registry, lineage, serving.denoiser.base, adapter)
+    at = datetime.now(UTC) + timedelta(hours=1)  # none through Palimpsest is of that time
+    data = {"name": lineage, "alias": "live", "version": "1"}
+    assert _deliver(serving, "wrong", sent=time.time(), timestamp=at.isoformat(), data=data) == 401
+    assert serving.registry.history(lineage)[-1].action == "move"
+    assert _deliver(serving, "hook-secret", sent=time.time(), timestamp=at.isoformat(), data=data) == 204
+    found = serving.registry.history(lineage)[-1]
+    assert (found.action, found.before, found.after) == ("overruled", 1, 2)
+    missing = data | {"name": "nobody-has-it"}
+    assert _deliver(serving, "hook-secret", sent=time.time(), timestamp=at.isoformat(), data=missing) == 204
 
 
 def test_the_first_page_leads_on_and_runs_nothing(serving: Serving) -> None:

@@ -54,6 +54,12 @@ def test_rolling_back_in_the_browser_is_followed_to_the_pixel_and_learned_on(
     last = house.registry.history(LINEAGE)[-1]
     assert (last.alias, last.before, last.after, last.via) == ("live", 2, 1, "found")
 
+    with browsing() as page:
+        pages = ModelPages(page, house.settings.mlflow, LINEAGE, shots)
+        pages.open_model()
+        page.get_by_text("live is version 1").wait_for()
+        pages.shoot("model-with-live-at-1")
+
     outcome = house.learn(LINEAGE, "robot").outcome
     assert (outcome["version"], outcome["parent"], outcome["live"]) == (3, 1, True)
     with browsing() as page:

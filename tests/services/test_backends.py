@@ -1,7 +1,5 @@
 """The backend `postgres-s3` of the local stack, started, stopped and moved to as a person does."""
 
-import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -12,42 +10,30 @@ import sqlalchemy
 
 from services.backends import backend_environment, backend_servers, check_choice, remember
 from services.cli import main
-from services.errors import ConflictError, InputError, UnavailableError
+from services.errors import ConflictError, InputError
 from services.lineage import Registry
 from services.local_stack import LocalStack
 from services.objects import open_store
-from services.postgres import passwords, postgres_binary, postgres_folder
+from services.postgres import passwords
 from services.processes import find
-from services.seaweedfs import PORTS, sockets, weed_binary
+from services.seaweedfs import PORTS
 from services.settings import Settings, get_settings
 from tests.lineages import BASE, LAYOUT, publish
 from tests.ports import free_ports, free_row
-from tests.stack import running
+from tests.stack import own_servers, running
 
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home of its own whose settings every command reads, and what is left of its servers is taken away."""
-    try:
-        postgres_binary("initdb")
-        weed_binary()
-    except UnavailableError as error:
-        pytest.skip(f"NO POSTGRESQL OR S3 SERVER: the backend postgres-s3 is not tested; {error.message}")
-    before = dict(os.environ)
     mlflow, postgres = free_ports(2)
     with tempfile.TemporaryDirectory(prefix="p") as folder:
         values = {"home": folder, "mlflow_port": mlflow, "postgres_port": postgres, "s3_port": free_row(len(PORTS))}
         for name, value in values.items():
             monkeypatch.setenv(f"PALIMPSEST_{name.upper()}", str(value))
         get_settings.cache_clear()
-        settings = Settings(backend="postgres-s3")
-        yield Path(folder)
-        LocalStack(settings, print).backend_down()
-        for path in sockets([settings.s3_port + index for index in range(len(PORTS))]):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(postgres_folder(settings), ignore_errors=True)
-    os.environ.clear()
-    os.environ.update(before)
+        with own_servers(Settings(backend="postgres-s3")):
+            yield Path(folder)
     get_settings.cache_clear()
 
 

@@ -1,12 +1,16 @@
-"""What MLflow's pages say of a version."""
+"""What MLflow's pages say of a version and of a lineage."""
 
-from services.describe import describe_version
+from datetime import UTC, datetime
+
+import pytest
+
+from services.describe import describe_lineage, describe_version
 from services.manifest import Concept, Content, Manifest, Provenance
-from services.versions import Verdict
+from services.versions import Verdict, VersionInfo
 from tests.lineages import BASE
 
 MLFLOWS_COLUMN = 5000
-"""Characters of a version's description that MLflow's schema has room for; PostgreSQL refuses more."""
+"""Characters of a description that MLflow's schema has room for; PostgreSQL refuses more."""
 
 
 def test_a_page_fits_whatever_the_lineage_has_learned() -> None:
@@ -33,3 +37,45 @@ def test_a_page_fits_whatever_the_lineage_has_learned() -> None:
     assert page.count("and 160 more") == 1
     assert "and 192 more" in page
     assert "drift." not in page
+
+
+def _lineage(length: int, name: str, *, live: int, reasons: tuple[str, ...] = ()) -> list[VersionInfo]:
+    """A chain of versions."""
+    names = [f"{name}{number}" for number in range(length)]
+    return [
+        VersionInfo(
+            lineage="pets",
+            number=number,
+            parent=number - 1 or None,
+            digest="",
+            concepts=tuple(names[:number]),
+            method="ewc_dc",
+            base_revision="",
+            run_id="r",
+            created=datetime(2026, 1, 1, tzinfo=UTC),
+            gate_passed=not reasons,
+            gate_reasons=reasons,
+            promoted=True,
+            aliases=("live",) if number == live else (),
+        )
+        for number in range(1, length + 1)
+    ]
+
+
+@pytest.mark.parametrize("reasons", [0, 500])
+@pytest.mark.parametrize("name", ["a", "x" * 28])
+def test_a_lineages_page_fits_however_long_it_is(name: str, reasons: int) -> None:
+    page = describe_lineage("pets", _lineage(300, name, live=2, reasons=("<a> changed",) * reasons))
+    assert len(page) < MLFLOWS_COLUMN
+    assert f"\n300  292 more <{name}292> " in page
+    assert " older versions\n" in page
+    assert "\n2  " not in page
+    assert "`live` is version 2." in page, "though its line is not there"
+    assert page.endswith("not promoted.")
+
+
+def test_a_short_lineage_is_told_whole() -> None:
+    page = describe_lineage("pets", _lineage(3, "a", live=3))
+    assert "\n1  <a0>  ewc_dc\n2  <a0> <a1>  ewc_dc\n3  <a0> <a1> <a2>  ewc_dc  [live]\n" in page
+    assert "older versions" not in page
+    assert "No version has an alias." in describe_lineage("pets", [])

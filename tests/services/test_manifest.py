@@ -126,6 +126,11 @@ def test_a_manifest_of_another_schema_is_refused_and_the_field_named(path: str, 
     assert f"({named}: " in refused.value.message
 
 
+def test_a_manifest_of_a_newer_schema_says_who_may_know_it() -> None:
+    with pytest.raises(RefusedError, match=r"\(content.schema_version: .*\): a newer Palimpsest may know it"):
+        Manifest.from_bytes(spoiled("content.schema_version", 2))
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"null", b"[]", b"\xff\xfe", b"\x80\x04K\x01.", b"[" * 100_000])
 def test_garbage_is_refused_as_no_manifest(data: bytes) -> None:
     with pytest.raises(RefusedError, match="manifest is not valid"):

@@ -35,6 +35,11 @@ def live_moves(registry: Registry, lineage: str) -> list[tuple[int | None, int |
     return [(move.before, move.after, move.via) for move in moves]
 
 
+def page(client: Mlflow, lineage: str) -> str:
+    """What MLflow says of a lineage."""
+    return str(client.get_registered_model(lineage).description)
+
+
 JOBS = [(None, 1, "job"), (1, 2, "job"), (2, 3, "job")]
 
 
@@ -65,9 +70,11 @@ def test_a_move_in_mlflow_itself_is_found_by_the_next_reader(
     assert seen == [2] * 4
     found = AuditLog(stack_store).entries(lineage)[-1]
     assert (found.before, found.after, found.via, found.actor, found.reason) == (3, 2, "found", UNKNOWN, FOUND)
+    assert "2  <c0> <c1>  ewc-dc  [live]" in page(mlflow_client, lineage)
     mlflow_client.delete_registered_model_alias(lineage, LIVE)
     assert registry.aliases(lineage) == {}
     assert live_moves(registry, lineage) == [*JOBS, (3, 2, "found"), (2, None, "found")]
+    assert "[live]" not in page(mlflow_client, lineage)
 
 
 def test_a_lineage_of_before_the_log_gets_one(registry: Registry, mlflow_client: Mlflow, lineage: str) -> None:
@@ -232,8 +239,12 @@ def test_a_version_marked_as_deleted_meanwhile_does_not_stay_live(
 
 def test_pages_in_mlflow_tell_the_lineage(registry: Registry, mlflow_client: Mlflow, chain: list[VersionInfo]) -> None:
     lineage = chain[0].lineage
-    page = mlflow_client.get_registered_model(lineage).description
-    assert "3  <c0> <c1> <c2>  ewc-dc  [live]" in page
+    assert "3  <c0> <c1> <c2>  ewc-dc  [live]" in page(mlflow_client, lineage)
+    registry.set_canary(lineage, 1, 10)
+    assert "1  <c0>  ewc-dc  [canary]" in page(mlflow_client, lineage)
+    registry.end_canary(lineage)
+    registry.clear_live(lineage)
+    assert "[" not in page(mlflow_client, lineage)
     third = mlflow_client.get_model_version(lineage, "3").description
     assert f"[version 2](#/models/{lineage}/versions/2)" in third
     assert chain[2].digest in third
@@ -255,9 +266,9 @@ def test_the_picture_on_a_versions_page_is_its_own(
         check=fine,
         pictures="samples/concepts.png",
     )
-    page = mlflow_client.get_model_version(lineage, "1").description
-    assert "failed: &#60;c0&#62; draws &#124; nothing" in page
-    (source,) = re.findall(r"!\[[^]]*\]\((.*)\)", page)
+    described = mlflow_client.get_model_version(lineage, "1").description
+    assert "failed: &#60;c0&#62; draws &#124; nothing" in described
+    (source,) = re.findall(r"!\[[^]]*\]\((.*)\)", described)
     assert requests.get(f"{stack_settings.mlflow}/{source}", timeout=60).content == b"\x89PNG picture"
 
 

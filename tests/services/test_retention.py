@@ -56,6 +56,17 @@ def test_a_deleted_version_leaves_no_object(
     assert publish(keeper, lineage, parent=first).number == 4, "numbers never come back"
 
 
+def test_of_many_deleted_versions_the_newest_are_told(
+    keeper: Retention, lineage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that follows has let go of the others long ago, and a tag has a limit."""
+    monkeypatch.setattr("services.retention._TOLD", 2)
+    grow(keeper, lineage, None, None, None, None)
+    for number in (3, 1, 2):
+        keeper.delete(lineage, number)
+    assert keeper.deleted()[lineage] == {1, 2}
+
+
 def test_what_is_used_is_not_deleted(keeper: Retention, mlflow_client: Mlflow, lineage: str) -> None:
     grow(keeper, lineage, None, 1, 1)
     keeper.set_canary(lineage, 2, 10)

@@ -118,6 +118,25 @@ def test_all_moves_to_postgres_and_s3_and_back_in_a_backup(
         assert _told(home) == later
 
 
+def test_mlflows_own_people_are_not_copied_and_stay_where_they_are(
+    source: tuple[Settings, dict[str, Any]], postgres_s3: Settings, tmp_path: Path
+) -> None:
+    """A server behind a password has tables of its own in the registry's database, as in compose and kuberay."""
+    there, told = source
+    engine = sqlalchemy.create_engine(postgres_s3.database_url, poolclass=sqlalchemy.NullPool)
+    with engine.begin() as writing:
+        for line in ("CREATE TABLE users (username text)", "INSERT INTO users VALUES ('a')"):
+            writing.execute(sqlalchemy.text(line))
+    copy_state(State.of(there), State.of(postgres_s3))
+    with engine.connect() as reading:
+        assert reading.execute(sqlalchemy.text("SELECT username FROM users")).scalars().all() == ["a"]
+    assert backup(postgres_s3, tmp_path / "saved").rows > 0
+    home = Settings(home=tmp_path / "again", mlflow_port=free_ports(1)[0])
+    restore(home, tmp_path / "saved")
+    with running(home):
+        assert _told(home) == told
+
+
 def test_a_copy_that_was_killed_is_begun_again(source: tuple[Settings, dict[str, Any]], tmp_path: Path) -> None:
     there, target = source[0], State.in_folder(tmp_path / "copy")
     key = next(iter(open_store(there).list("mlflow/")))

@@ -18,6 +18,11 @@ def test_older_branches_stand_indented_between_a_version_and_its_newest_child() 
     assert [line.partition("    ")[0] for line in draw_tree(versions)] == ["1", "├─ 2", "│  3", "4"]
 
 
+def test_of_many_concepts_the_newest_are_named() -> None:
+    (line,) = draw_tree([_version(12, None, *"abcdefghijkl", aliases=["live"])])
+    assert line == "12  4 more <e> <f> <g> <h> <i> <j> <k> <l>  ewc_dc  [live]"
+
+
 def test_a_failed_gate_says_why() -> None:
     (line,) = draw_tree([_version(1, None, "a", gate_passed=False, gate_reasons=["<a> draws empty pictures"])])
     assert line == "1  <a>  ewc_dc  gate failed: <a> draws empty pictures"

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from cp_train.evaluation import gate_check
-from cp_train.evaluation.gate_report import FIGURES, HONEST, KINDS, Table, Update, propose, write_report
+from cp_train.evaluation.gate_report import FIGURES, HONEST, KINDS, Table, Update, limits_of, propose, write_report
+from cp_train.plan import LearningConfig
+from services.base_model import BaseModel
 from services.lineage import Verdict
 from services.settings import Settings, get_settings
 
@@ -25,6 +27,9 @@ GOOD = {
     "new.similarity": 0.8,
     "new.loss": 0.9,
 }
+
+
+OWN = limits_of(Settings())
 
 
 def update(chain: int = 0, kind: str = HONEST, *, passed: bool = True, **changes: float) -> Update:
@@ -61,8 +66,8 @@ def test_limits_come_from_the_even_chains_and_are_reported_on_the_odd_ones() -> 
     assert limits["similarity"] == pytest.approx(0.85)
     assert limits["kv"] == pytest.approx(0.3)
     assert [made.passes(limits) for made in updates] == [True, True, False, False]
-    page = write_report(updates, Settings())
-    assert "4 of 4 verdicts are right" in page
+    page = write_report(updates, OWN)
+    assert "2 of 4 verdicts are right" in page
     assert "PALIMPSEST_GATE_MMD=150\n" in page
     assert f"| {HONEST} | odd, which report | 1 | 0 | 0 |" in page
     assert f"| {KINDS[0]} | odd, which report | 1 | 1 | 0 |" in page, "the settings' limit would have let it pass"
@@ -76,9 +81,26 @@ def test_what_was_not_sound_passes_no_limits() -> None:
 
 
 def test_a_wrong_verdict_is_said() -> None:
-    page = write_report([update(passed=False), update(kind=KINDS[0])], Settings())
+    updates = [update(drift__fox__mmd=700.0), update(kind=KINDS[0])]
+    page = write_report(updates, OWN)
     assert "0 of 2 verdicts are right" in page
     assert page.count("**wrong**") == 2
+    assert "1 of 2 verdicts are right" in write_report(updates, OWN | {"mmd": 800.0}), "other limits, nothing learned"
+
+
+@pytest.mark.parametrize(("honest", "catastrophic", "length"), [(20, 12, 5), (4, 8, 2), (9, 12, 3), (5, 4, 5)])
+def test_updates_of_every_place_are_spoiled_in_both_ways(
+    tiny_base: BaseModel, honest: int, catastrophic: int, length: int
+) -> None:
+    config = LearningConfig.for_method("ewc_dc")
+    counts = {"honest": honest, "spoiled": catastrophic, "length": length}
+    wanted = gate_check.Check(base=tiny_base, settings=Settings(), config=config, **counts)
+    ways = [wanted.kinds(chain) for chain in range(wanted.chains)]
+    assert sum(len(kinds) for chain in ways for kinds in chain) == catastrophic
+    assert all(len(set(kinds)) == len(kinds) for chain in ways for kinds in chain), "no update is tried twice"
+    for half in (ways[0::2], ways[1::2]):
+        firsts = {kind for chain in half for kind in chain[0]}
+        assert len(half) < 2 or firsts == set(KINDS), "a first version, too"
 
 
 @pytest.fixture
@@ -104,27 +126,32 @@ def test_the_command_learns_judges_writes_and_goes_on(
     get_settings.cache_clear()
     output = tmp_path / "out"
     command = ["-o", str(output), "--base", str(tiny_folders["epsilon"]), "--images", str(folders), "--steps", "2"]
-    command += ["--fisher-batches", "1", "--honest", "3", "--catastrophic", "2", "--length", "2"]
+    command += ["--fisher-batches", "1", "--honest", "3", "--catastrophic", "4", "--length", "2"]
     gate_check.main(command)
     get_settings.cache_clear()
     updates = Table(output / "updates.csv").read()
     assert [(u.chain, u.kind, u.earlier) for u in updates] == [
         (0, HONEST, 0),
+        (0, KINDS[0], 0),
         (0, HONEST, 1),
-        (0, KINDS[0], 1),
+        (0, KINDS[1], 1),
         (1, HONEST, 0),
+        (1, KINDS[0], 0),
         (1, KINDS[1], 0),
     ]
+    assert [u.passes(OWN) for u in updates] == [u.passed for u in updates], "the report judges as the gate does"
     whole = (output / "gate.md").read_text()
     capsys.readouterr()
-    Table(output / "updates.csv").path.write_text("".join((output / "updates.csv").read_text().splitlines(True)[:4]))
+    Table(output / "updates.csv").path.write_text("".join((output / "updates.csv").read_text().splitlines(True)[:5]))
     gate_check.main(command)
     said = capsys.readouterr().out
-    assert said.count(" after ") == 2, "the chain that was written is not learned again"
+    assert said.count(" after ") == 3, "the chain that was written is not learned again"
     again = Table(output / "updates.csv").read()
     timeless = [[repr(replace(update, seconds=0.0)) for update in made] for made in (again, updates)]  # NaN is not NaN
     assert timeless[0] == timeless[1]
     assert whole.splitlines()[:20] == (output / "gate.md").read_text().splitlines()[:20]
+    assert gate_check.main([*command, "--steps", "3"]) == 1
+    assert "has updates of other settings" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ _SETTINGS = (
     _Setting("--batch-size", "loop", "batch_size", "images a step"),
     _Setting("--lr", "loop", "lr", "learning rate of the LoRA"),
     _Setting("--token-lr", "loop", "token_lr", "learning rate of the embedding"),
-    _Setting("--precision", "loop", "precision", "of the training's arithmetic: float32, or bfloat16, which few CPUs have"),
+    _Setting("--precision", "loop", "precision", "of training's arithmetic: float32, or bfloat16 (few CPUs have it)"),
     _Setting("--seed", "loop", "seed", "of every random draw"),
     _Setting("--fisher-batches", "fisher", "batches", "minibatches of the Fisher pass"),
     _Setting(

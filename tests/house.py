@@ -8,11 +8,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from services.client import Client
@@ -68,6 +69,15 @@ class House:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         # Unbuffered: a test that acts on a line of a job's log must see it when it is written.
         return os.environ | self.settings.environment() | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+
+    def denoisers(self, application: str = "palimpsest") -> list[psutil.Process]:
+        """Processes of this house's denoiser."""
+        found, title, home = [], f"ServeReplica:{application}:denoiser", str(self.settings.home)
+        for process in psutil.process_iter(["name", "cmdline"]):
+            with suppress(psutil.Error):  # others' processes come and go
+                if title in " ".join(process.info["cmdline"] or []) and home in str(process.environ()):
+                    found.append(process)
+        return found
 
     def start_job(self, *arguments: str, options: Sequence[str] = ()) -> "subprocess.Popen[str]":
         """`ray job submit [options] -- python -m cp_train …`, not waited for."""

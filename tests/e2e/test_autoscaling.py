@@ -1,4 +1,4 @@
-"""Load makes the denoiser grow, and quiet makes it shrink again; no request is lost on the way."""
+"""Load makes the denoiser grow, and quiet makes it shrink; no request is lost, not even to a replica that dies."""
 
 import re
 import subprocess
@@ -49,7 +49,7 @@ def replicas(url: str) -> int:
     return len(set(re.findall(r'^palimpsest_steps_total{replica="(\w+)"}', text, re.MULTILINE)))
 
 
-def test_the_denoiser_grows_with_the_load_and_shrinks_without_it(url: str) -> None:
+def test_the_denoiser_grows_with_the_load_and_shrinks_without_it(house: House, url: str) -> None:
     answers: Counter[int] = Counter()
     lock, crowd, everybody = threading.Lock(), threading.Event(), threading.Event()
 
@@ -65,6 +65,9 @@ def test_the_denoiser_grows_with_the_load_and_shrinks_without_it(url: str) -> No
         try:
             drawing = [pool.submit(draw_on, person, everybody if person == 0 else crowd) for person in range(8)]
             wait_until(lambda: replicas(url) == 2)
+            victim, _ = house.denoisers("scaled")
+            victim.kill()
+            wait_until(lambda: victim not in (there := house.denoisers("scaled")) and len(there) == replicas(url) == 2)
             crowd.set()
             wait_until(lambda: replicas(url) == 1)
         finally:

@@ -2,9 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
-import psutil
 import requests
 
 from tests.house import PATIENCE, House, wait_until
@@ -17,27 +15,16 @@ def generate(house: House, seed: int, **fields: object) -> requests.Response:
     return requests.post(f"{house.settings.api}/v1/images/generations", json=body, timeout=PATIENCE)
 
 
-def denoisers(house: House) -> list[psutil.Process]:
-    """Processes of this house's denoiser."""
-    found = []
-    for process in psutil.process_iter(["name", "cmdline"]):
-        title = " ".join(process.info["cmdline"] or [])
-        with suppress(psutil.Error):  # others' processes come and go
-            if "ServeReplica:palimpsest:denoiser" in title and str(house.settings.home) in str(process.environ()):
-                found.append(process)
-    return found
-
-
 def test_a_killed_replica_loses_no_request(house: House) -> None:
     expected = generate(house, 0).json()["data"]
-    (replica,) = denoisers(house)
+    (replica,) = house.denoisers()
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(generate, house, seed) for seed in range(8)]
         wait_until(lambda: house.client.ready()["load"] > 0)
         replica.kill()
         answers = [request.result() for request in asked]
     assert [answer.status_code for answer in answers] == [200] * 8, [answer.text[:300] for answer in answers]
-    assert denoisers(house)[0].pid != replica.pid
+    assert house.denoisers()[0].pid != replica.pid
     assert generate(house, 0).json()["data"] == expected
 
 

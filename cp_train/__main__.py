@@ -113,20 +113,23 @@ def _stopped(_number: int, _frame: object) -> NoReturn:
 
 
 def _learn(options: argparse.Namespace) -> str:
-    from cp_train.job import Request, learn
+    from cp_train.job import learn
+    from cp_train.request import Place, Request
 
-    request = Request(
-        lineage=options.lineage,
-        concept=options.concept,
-        noun=options.noun,
-        images=options.images,
-        base=options.base,
-        config=_config(options),
-        again=options.again,
-        actor=check_name(options.actor, "actor") if options.actor else "",
-        place=options.place,
-    )
-    return learn(request, get_settings()).to_json()
+    settings = get_settings()
+    with Place(options.lineage, options.place, settings).given_up_on_failure():
+        request = Request(
+            lineage=options.lineage,
+            concept=options.concept,
+            noun=options.noun,
+            images=options.images,
+            base=options.base,
+            config=_config(options),
+            again=options.again,
+            actor=check_name(options.actor, "actor") if options.actor else "",
+            place=options.place,
+        )
+    return learn(request, settings).to_json()
 
 
 def _config(options: argparse.Namespace) -> "LearningConfig":

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from cp_train.__main__ import main
+from services.lease import take_place
+from services.objects import open_store
 from services.settings import get_settings
 from tests.ports import free_ports
 
@@ -153,3 +155,10 @@ def test_the_module_exits_with_that_code_and_line() -> None:
         "error: the following arguments are required: --concept, --noun, --images; see "
     )
     assert done.stderr.count(b"\n") == 1
+
+
+def test_a_refused_job_leaves_its_place_in_the_queue(capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(get_settings())
+    place = take_place(store, "ann", holder="job-1")
+    assert "magic" in refusal(capsys, "--place", f"{place}", method="magic")
+    assert list(store.list("leases/ann/queue/")) == [], "those behind do not wait for it"

@@ -105,10 +105,6 @@ class Plan:
         """All concepts of the version to be, in the order learned."""
         return (*self.earlier, self.concept)
 
-    def training_prompts(self) -> list[str]:
-        """Prompts of the new concept."""
-        return prompts.concept_prompts(self.config.templates, self.concept)
-
     def scored_prompts(self, generator: torch.Generator) -> Sequence[str]:
         """One minibatch's prompts for the scores: the concept, c^0, then k earlier ones, all in one template."""
         form = self._form(generator)

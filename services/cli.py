@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from services.arguments import Parser
+from services.bar import Bar
 from services.client import Client
 from services.errors import NotFoundError, PalimpsestError
 from services.manifest import check_name, check_noun
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error.message}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -157,12 +159,18 @@ def _files(paths: Sequence[Path], settings: Settings) -> list[tuple[str, bytes]]
 
 
 def _followed(client: Client, job_id: str) -> dict[str, Any]:
-    """Show a job's lines until it is over; how it ended."""
-    for name, data in client.follow_job(job_id):
-        if name == "job.log":
-            _say(data["line"])
-        elif name == "job.finished":
-            return data
+    """Show a job's lines and progress until it is over; how it ended."""
+    bar = Bar(sys.stdout)
+    try:
+        for name, data in client.follow_job(job_id):
+            if name == "job.log":
+                bar.say(data["line"])
+            elif name == "job.updated" and data["progress"]:
+                bar.show(data["progress"])
+            elif name == "job.finished":
+                return data
+    finally:
+        bar.end()
     return client.job(job_id)
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import requests
@@ -90,7 +91,7 @@ class Client:
                 if kind == "event":
                     name = value
                 elif kind == "data" and name == "error":
-                    raise _fault(json.loads(value), "the stream broke off")
+                    raise _fault(json.loads(value))
                 elif kind == "data":
                     yield name, json.loads(value)
 
@@ -114,16 +115,25 @@ class Client:
             return requests.request(
                 method, self.url + path, headers=self._headers, timeout=(_CONNECT, _READ), **options
             )
+        except requests.ReadTimeout as error:
+            raise UnavailableError(
+                f"{self.url} has not answered for {_READ} s: it is busy, try again later."
+            ) from error
         except requests.RequestException as error:
             raise self._silent() from error
 
     def _answer(self, response: requests.Response) -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = response.json()
-        except requests.JSONDecodeError as error:
-            raise UnavailableError(f"{self.url} is not Palimpsest's API; check PALIMPSEST_HTTP_PORT.") from error
+            answer = response.json()
+        except requests.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict) or not (response.ok or isinstance(answer.get("error"), dict)):
+            status = response.status_code
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # a proxy's own: nobody is behind it
+                raise UnavailableError(f"{self.url} has no answer ({status}); `palimpsest status` says what is up.")
+            raise UnavailableError(f"{self.url} is not Palimpsest's API; check PALIMPSEST_HTTP_PORT.")
         if not response.ok:
-            raise _fault(answer, response.reason)
+            raise _fault(answer)
         return answer
 
     def _lines(self, response: requests.Response) -> Iterator[str]:
@@ -136,6 +146,8 @@ class Client:
         return UnavailableError(f"{self.url} does not answer; `palimpsest up` starts it.")
 
 
-def _fault(answer: dict[str, Any], otherwise: str) -> PalimpsestError:
-    fault = answer.get("error", {})
-    return PalimpsestError(str(fault.get("message", otherwise)), param=fault.get("param"))
+def _fault(answer: dict[str, Any]) -> PalimpsestError:
+    """The error of an answer or event in the shape of docs/http.md."""
+    return PalimpsestError(
+        str(answer["error"].get("message", "no reason is given")), param=answer["error"].get("param")
+    )

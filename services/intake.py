@@ -40,7 +40,7 @@ _ACCEPTED = "a directory, s3://bucket/prefix or an intake id (in-…)"
 _ORPHAN_SECONDS = 3600.0  # longer than any upload takes
 _ID = re.compile(r"in-[0-9a-f]{32}")
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("palimpsest.intake")
 
 
 class Intake:

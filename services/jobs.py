@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -133,22 +133,6 @@ def stop_job(address: str, job_id: str) -> None:
         client.stop_job(job_id)
 
 
-def follow_job(address: str, job_id: str, on_log: Callable[[str], None]) -> bool:
-    """Follow a job's log to its end; whether it succeeded. A log stream that breaks off is waited out.
-
-    Raises:
-        UnavailableError: Ray does not answer; the job may go on.
-    """
-
-    async def follow(client: Any) -> None:
-        async for piece in client.tail_job_logs(job_id):
-            on_log(piece)
-
-    with _client(address) as client:
-        asyncio.run(follow(client))
-        return _ended(client, job_id) == "SUCCEEDED"
-
-
 def stop_jobs(address: str, *, patience: float) -> int:
     """Stop every job that runs and wait until they cleaned up, at most `patience` seconds; returns how many.
 
@@ -175,12 +159,6 @@ def _find(client: Any, job_id: str) -> Any:
         if "status code 404" in str(error):
             return None
         raise
-
-
-def _ended(client: Any, job_id: str) -> str:
-    while not (status := client.get_job_status(job_id)).is_terminal():
-        time.sleep(_LOOK_SECONDS)
-    return str(status.value)
 
 
 def _words(entrypoint: str) -> tuple[str, ...]:

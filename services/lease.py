@@ -32,7 +32,7 @@ _KEEP = 8  # numbers kept: a listing that runs beside takeovers must not miss al
 _BEATS = 4  # renewals in one ttl
 _LOOKS = 10  # looks of a waiter in one ttl, but never less than one a second
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("palimpsest.lease")
 
 
 class Lease:

@@ -19,7 +19,7 @@ from services.versions import TAG, Verdict, VersionInfo, tags_of
 
 __all__ = ["CANDIDATE", "LIVE", "Registry", "Verdict", "VersionInfo"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("palimpsest.registry")
 
 
 class Registry(Moves):

@@ -33,7 +33,7 @@ _SETTLING = 30.0  # seconds that a move may take from its entry to its mark
 _QUIET = 60.0  # seconds until the log is tried again when it could not be written
 _ASKEW = 10.0  # seconds by which MLflow's clock and ours may differ
 _NONE = "none"
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("palimpsest.registry")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ MAX_LINES = 400
 ALONE = {
     "boto3": {"services/objects.py"},
     "botocore": {"services/objects.py"},
-    "mlflow": {"services/runs.py", "services/lineage.py", "services/versions.py", "services/registry_database.py"},
+    "mlflow": {"services/runs.py", "services/registry_database.py"},
     "sqlalchemy": {"services/registry_database.py"},
     "ray.job_submission": {"services/jobs.py"},
 }
@@ -89,6 +89,14 @@ def test_each_outside_system_is_spoken_to_in_one_place(package: str) -> None:
 
 def test_no_module_of_the_product_imports_the_tests() -> None:
     assert not [name_of(path) for path in MODULES if any(within(name, "tests") for name in imports(path))]
+
+
+def test_every_logger_is_below_the_one_that_is_configured() -> None:
+    """Else its lines come without a time, not as JSON where that is asked for, and below a warning not at all."""
+    calls = [node for path in MODULES for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)]
+    named = [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "logging.getLogger"]
+    assert len(named) > len(ROOMS)
+    assert not [name for name in named if not re.fullmatch(r"'palimpsest(\.[a-z]+)?'", name)]
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)

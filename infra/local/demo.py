@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import psutil
 
 from services.client import Client, Generated
 from services.errors import PalimpsestError, UnavailableError
+from services.joblog import JobLog
 from services.lineage import Registry
 from services.local_stack import LocalStack
 from services.objects import open_store
@@ -27,7 +28,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 LINEAGE = "demo"
 CONCEPTS = {"robot": "robot", "fox": "fox"}
 SEEDS = 4
-FOLLOW_SECONDS = 30
+FOLLOW_SECONDS = 120
 
 
 class Demo:
@@ -36,10 +37,11 @@ class Demo:
     Args:
         settings: of the local stack.
         output: folder of the pictures and the summary.
+        flags: more flags of the jobs; none learns with their defaults.
     """
 
-    def __init__(self, settings: Settings, output: Path) -> None:
-        self.settings, self.output = settings, output
+    def __init__(self, settings: Settings, output: Path, flags: Sequence[str] = ()) -> None:
+        self.settings, self.output, self.flags = settings, output, flags
         self.client = Client(settings.api)
         self.seconds: dict[str, float] = {}
         self.facts: dict[str, object] = {}
@@ -65,26 +67,32 @@ class Demo:
         with self.stage("draw both concepts"):
             self._move(last)
             for name in CONCEPTS:
-                self._draw(name, f"{name}-by-version-{last}")
+                self._draw(last, name, f"{name}-by-version-{last}")
         self._roll_back(first, last)
         self.facts["versions"] = versions
 
     def _learn(self, name: str, noun: str) -> int:
-        """Submit a concept with Ray's job CLI; the version is in the last line of the job's own log."""
+        """Submit a concept with Ray's job CLI, and show its progress; the version is in the job's last line."""
         job = ["python", "-m", "cp_train", "--lineage", LINEAGE, "--concept", name, "--noun", noun]
-        command = ["ray", "job", "submit", "--address", self.settings.jobs, "--", *job, "--images", str(SAMPLES / name)]
+        job += ["--images", str(SAMPLES / name), *self.flags]
+        command = ["ray", "job", "submit", "--address", self.settings.jobs, "--", *job]
         print("$ " + " ".join(command), flush=True)
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        outcomes = [line for line in done.stdout.splitlines() if line.startswith('{"lineage"')]
-        if done.returncode != 0 or not outcomes:
-            print(done.stdout, done.stderr, file=sys.stderr)
-            raise PalimpsestError(f"<{name}> was not learned; the job's log is above.")
-        print(outcomes[-1], flush=True)
-        outcome = json.loads(outcomes[-1])
-        if not outcome["gate"]["passed"]:
-            raise PalimpsestError(f"<{name}> did not pass the gate: {'; '.join(outcome['gate']['reasons'])}.")
-        return int(outcome["version"])
+        log, lines = JobLog(name, lambda line: print(line, flush=True)), []
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as submitted:
+            for line in submitted.stdout or ():
+                lines.append(line)
+                log.take(line)
+        if submitted.returncode != 0 or log.outcome is None:
+            if not log.error:
+                sys.stderr.writelines(lines)
+            raise PalimpsestError(f"<{name}> was not learned: {log.error or 'the job says why, above.'}")
+        print(json.dumps(log.outcome), flush=True)
+        if not log.outcome["gate"]["passed"]:
+            raise PalimpsestError(f"<{name}> did not pass the gate: {'; '.join(log.outcome['gate']['reasons'])}.")
+        return int(log.outcome["version"])
 
     def _roll_back(self, first: int, last: int) -> None:
         """The same request before, after the roll-back, and after going forward again."""
@@ -95,7 +103,7 @@ class Demo:
                 began = time.monotonic()
                 self._move(number)
                 self.facts[f"seconds until version {number} drew"] = round(time.monotonic() - began, 2)
-                pictures[number] = self._draw(name, f"{name}-{label}").pictures
+                pictures[number] = self._draw(number, name, f"{name}-{label}").pictures
         if pictures[first] == pictures[last]:
             raise PalimpsestError(
                 "Version 1 and version 2 drew the same pictures; one of them cannot have been served."
@@ -110,8 +118,11 @@ class Demo:
                 raise UnavailableError(f"Serving did not follow to version {number} within {FOLLOW_SECONDS} s.")
             time.sleep(0.1)
 
-    def _draw(self, name: str, stem: str) -> Generated:
+    def _draw(self, version: int, name: str, stem: str) -> Generated:
+        """Ask the lineage for a concept; the version that is live must be who draws it."""
         drawn = self.client.generate(LINEAGE, f"a photo of a <{name}>", n=SEEDS, seed=0)
+        if drawn.model != f"{LINEAGE}@{version}":
+            raise PalimpsestError(f"{drawn.model} drew where version {version} is live: run the demo again.")
         for seed, picture in zip(drawn.seeds, drawn.pictures, strict=True):
             (self.output / f"{stem}-seed-{seed}.png").write_bytes(picture)
         print(f"<{name}> drawn by {drawn.model}", flush=True)

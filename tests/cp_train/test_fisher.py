@@ -160,7 +160,7 @@ def test_no_prompt_is_encoded_twice_in_a_pass(tiny_base: BaseModel) -> None:
 def test_the_fisher_is_the_mean_square_of_the_sample_gradients_scaled_to_mean_one(tiny_base: BaseModel) -> None:
     student = student_of(tiny_base, earlier=("fox",))
     latents = random_latents(tiny_base, 4)
-    config = FisherConfig(batches=2, batch_size=2)
+    config = FisherConfig(batches=2, batch_size=2, contrast=0.7, beta=0.25, tau=0.2)  # no setting at its default
     found = fisher_information(student, latents, lambda _: PROMPTS, config, seed=9)
 
     generator, scale = torch.Generator().manual_seed(9), scores.ErrorScale()
@@ -169,7 +169,7 @@ def test_the_fisher_is_the_mean_square_of_the_sample_gradients_scaled_to_mean_on
         kv = student(student.encode(student.tokenize(PROMPTS)).detach())
         errors_SP = scores.errors(tiny_base, trial, kv.expand(2, *kv.shape))
         scale.update(trial.t_S, errors_SP)
-        losses = objective(errors_SP, scale(trial.t_S), contrast=1.0, beta=0.5, tau=0.05)
+        losses = objective(errors_SP, scale(trial.t_S), contrast=0.7, beta=0.25, tau=0.2)
         for loss in losses:
             gradients = torch.autograd.grad(loss, student.weights, retain_graph=True)
             squares = [total + gradient.square() for total, gradient in zip(squares, gradients, strict=True)]

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cp_train.__main__ import main
+import cp_train.job
+from cp_train.__main__ import _SETTINGS, _Setting, main
+from cp_train.plan import LearningConfig
+from cp_train.request import Outcome, Request
 from services.lease import take_place
+from services.lineage import Verdict
 from services.objects import open_store
 from services.settings import get_settings
 from tests.ports import free_ports
@@ -138,13 +142,55 @@ def test_a_setting_that_the_method_does_not_read_is_named_in_a_warning(capsys: p
         assert f"{flag} is ignored: method finetune does not read it" in line
 
 
+def requested(monkeypatch: pytest.MonkeyPatch, *extra: str) -> Request:
+    """What the job is asked for by some flags beside the right ones."""
+    asked: list[Request] = []
+
+    def learn(request: Request, _: object) -> Outcome:
+        asked.append(request)
+        return Outcome(request.lineage, 1, None, "run", "sha256:0", Verdict(passed=True), live=True)
+
+    monkeypatch.setattr(cp_train.job, "learn", learn)
+    assert main([*(text for pair in RIGHT.items() for text in pair), *extra]) == 0
+    return asked[0]
+
+
+def field_of(config: LearningConfig, setting: _Setting) -> object:
+    return getattr(getattr(config, setting.part) if setting.part else config, setting.field)
+
+
+def test_every_flag_sets_its_own_setting_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = ["--method", "dsc_ewc_dc_kv"]  # which reads them all
+    plain = requested(monkeypatch, *method).config
+    assert len({setting.flag for setting in _SETTINGS}) == len(_SETTINGS)
+    for setting in _SETTINGS:
+        default = field_of(plain, setting)
+        other = "bfloat16" if isinstance(default, str) else type(default)(default + 1)  # type: ignore[operator]
+        config = requested(monkeypatch, *method, setting.flag, str(other)).config
+        changed = {
+            one.flag: field_of(config, one) for one in _SETTINGS if field_of(config, one) != field_of(plain, one)
+        }
+        assert changed == {setting.flag: other}
+
+
+def test_the_other_flags_reach_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = requested(monkeypatch)
+    assert (found.lineage, found.concept, found.noun, found.images) == tuple(RIGHT.values())
+    assert (found.base, found.again, found.actor, found.place) == ("embedded", False, "", None)
+    assert (found.config.method, found.config.weight, found.config.fisher.contrast) == ("ewc_dc", 0.1, 1.0)
+    flags = ("--base", "there", "--again", "--actor", "ann", "--place", "3", "--method", "ewc", "--weight", "0.5")
+    found = requested(monkeypatch, *flags)
+    assert (found.base, found.again, found.actor, found.place) == ("there", True, "ann", 3)
+    assert (found.config.method, found.config.weight, found.config.fisher.contrast) == ("ewc", 0.5, 0.0)
+
+
 def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["--help"])
     assert done.value.code == 0
     shown = capsys.readouterr().out
-    for flag in ("--lineage", "--concept", "--images", "--noun", "--method", "--base", "--weight", "--again"):
-        assert flag in shown
+    others = ("--lineage", "--concept", "--images", "--noun", "--method", "--base", "--weight", "--again")
+    assert all(f"{flag} " in shown for flag in (*others, *(setting.flag for setting in _SETTINGS)))
 
 
 def test_the_module_exits_with_that_code_and_line() -> None:

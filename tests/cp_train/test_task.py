@@ -160,6 +160,16 @@ def test_the_fisher_information_goes_where_the_base_is(tiny_base: BaseModel, mon
     assert task.loop.method.memory.fisher is task.fisher
 
 
+def test_earlier_information_decays_by_the_gamma_that_was_asked_for(tiny_base: BaseModel) -> None:
+    config = replace(CONFIG, fisher=FisherConfig(batches=2, gamma=0.25))
+    task = task_of(plan_of(tiny_base, config, earlier=1), tiny_base)
+    assert task.fisher is not None
+    means = [
+        torch.cat([f.down_PRD.flatten(), f.up_KR.flatten()]).mean() for f in (task.fisher, task.fisher_information())
+    ]
+    assert means[1].item() == pytest.approx(0.25 * means[0].item() + 1, rel=1e-3)
+
+
 def test_a_concept_without_a_noun_is_learned_too(tiny_base: BaseModel) -> None:
     plan = plan_of(tiny_base, CONFIG)
     object.__setattr__(plan, "concept", Concept(name="it", noun=""))

@@ -1,6 +1,7 @@
 """Leases between real threads and processes, on a real directory and a real S3 server."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -310,7 +311,10 @@ def test_silence_that_was_not_listened_to_does_not_count(store: ObjectStore) -> 
     assert waiter.look() is None
 
 
-def test_a_release_without_a_store_lets_the_others_wait(s3: S3Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_release_without_a_store_lets_the_others_wait(
+    s3: S3Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("palimpsest"), "propagate", True)  # other tests may have configured it
     with Proxy(s3.endpoint) as proxy:
         store = open_store_at(f"s3://{s3.bucket}/outage-3", endpoint=proxy.endpoint)
         with lease(store, "x", ttl=LONG, holder="a"):

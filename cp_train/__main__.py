@@ -19,6 +19,7 @@ from services.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from cp_train.plan import LearningConfig
+    from cp_train.request import Request
 
 log = logging.getLogger("palimpsest.job")
 
@@ -113,9 +114,19 @@ def _stopped(_number: int, _frame: object) -> NoReturn:
 
 
 def _learn(options: argparse.Namespace) -> str:
-    from cp_train.job import Request, learn
+    from cp_train.job import learn
+    from cp_train.request import Place
 
-    request = Request(
+    settings = get_settings()
+    with Place(options.lineage, options.place, settings).given_up_on_failure():
+        request = _request(options)
+    return learn(request, settings).to_json()
+
+
+def _request(options: argparse.Namespace) -> "Request":
+    from cp_train.request import Request
+
+    return Request(
         lineage=options.lineage,
         concept=options.concept,
         noun=options.noun,
@@ -126,7 +137,6 @@ def _learn(options: argparse.Namespace) -> str:
         actor=check_name(options.actor, "actor") if options.actor else "",
         place=options.place,
     )
-    return learn(request, get_settings()).to_json()
 
 
 def _config(options: argparse.Namespace) -> "LearningConfig":

@@ -59,7 +59,7 @@ def learn(request: Request, settings: Settings) -> Outcome:
         RefusedError: the lineage belongs to another base.
         UnavailableError: MLflow, the store or Ray does not answer.
     """
-    place = Place(request, settings)
+    place = Place(request.lineage, request.place, settings)
     with place.given_up_on_failure():
         job = Job(request, settings)
         with job.held_images() as intake_id:

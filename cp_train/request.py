@@ -54,10 +54,10 @@ class Outcome:
 
 
 class Place:
-    """The request's place in the lineage's queue of writers, if one was taken when it was submitted."""
+    """A request's place in the lineage's queue of writers, if one (`number`) was taken when it was submitted."""
 
-    def __init__(self, request: Request, settings: Settings) -> None:
-        self._number, self._lineage, self._settings = request.place, request.lineage, settings
+    def __init__(self, lineage: str, number: int | None, settings: Settings) -> None:
+        self._lineage, self._number, self._settings = lineage, number, settings
 
     def take(self) -> int | None:
         """The place, from now on somebody else's care."""

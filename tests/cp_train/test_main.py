@@ -11,7 +11,9 @@ import cp_train.job
 from cp_train.__main__ import _SETTINGS, _Setting, main
 from cp_train.plan import LearningConfig
 from cp_train.request import Outcome, Request
+from services.lease import take_place
 from services.lineage import Verdict
+from services.objects import open_store
 from services.settings import get_settings
 from tests.ports import free_ports
 
@@ -116,6 +118,14 @@ def test_a_folder_without_pictures_is_refused(capsys: pytest.CaptureFixture[str]
     assert "image" in refusal(capsys, images=str(folder))
     (folder / "a.png").write_bytes(b"no picture")
     assert "'a.png' is not a PNG, JPEG or WebP picture" in refusal(capsys, images=str(folder))
+
+
+@pytest.mark.parametrize("changes", [{"method": "magic"}, {"steps": "0"}, {"actor": "No Name"}, {"noun": "<dog>"}])
+def test_who_is_refused_holds_up_nobody_behind(capsys: pytest.CaptureFixture[str], changes: dict[str, str]) -> None:
+    """A place in the lineage's queue would be kept for ten minutes."""
+    store = open_store(get_settings())
+    refusal(capsys, place=str(take_place(store, "ann", holder="a job")), **changes)
+    assert list(store.list("leases/")) == []
 
 
 def test_more_workers_than_images_in_a_batch_are_refused(

@@ -19,6 +19,7 @@ from services.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from cp_train.plan import LearningConfig
+    from cp_train.request import Request
 
 log = logging.getLogger("palimpsest.job")
 
@@ -114,22 +115,28 @@ def _stopped(_number: int, _frame: object) -> NoReturn:
 
 def _learn(options: argparse.Namespace) -> str:
     from cp_train.job import learn
-    from cp_train.request import Place, Request
+    from cp_train.request import Place
 
     settings = get_settings()
     with Place(options.lineage, options.place, settings).given_up_on_failure():
-        request = Request(
-            lineage=options.lineage,
-            concept=options.concept,
-            noun=options.noun,
-            images=options.images,
-            base=options.base,
-            config=_config(options),
-            again=options.again,
-            actor=check_name(options.actor, "actor") if options.actor else "",
-            place=options.place,
-        )
+        request = _request(options)
     return learn(request, settings).to_json()
+
+
+def _request(options: argparse.Namespace) -> "Request":
+    from cp_train.request import Request
+
+    return Request(
+        lineage=options.lineage,
+        concept=options.concept,
+        noun=options.noun,
+        images=options.images,
+        base=options.base,
+        config=_config(options),
+        again=options.again,
+        actor=check_name(options.actor, "actor") if options.actor else "",
+        place=options.place,
+    )
 
 
 def _config(options: argparse.Namespace) -> "LearningConfig":

@@ -54,7 +54,7 @@ class Outcome:
 
 
 class Place:
-    """A request's place in the lineage's queue of writers, if one was taken when it was submitted."""
+    """A request's place in the lineage's queue of writers, if one (`number`) was taken when it was submitted."""
 
     def __init__(self, lineage: str, number: int | None, settings: Settings) -> None:
         self._lineage, self._number, self._settings = lineage, number, settings

@@ -120,6 +120,14 @@ def test_a_folder_without_pictures_is_refused(capsys: pytest.CaptureFixture[str]
     assert "'a.png' is not a PNG, JPEG or WebP picture" in refusal(capsys, images=str(folder))
 
 
+@pytest.mark.parametrize("changes", [{"method": "magic"}, {"steps": "0"}, {"actor": "No Name"}, {"noun": "<dog>"}])
+def test_who_is_refused_holds_up_nobody_behind(capsys: pytest.CaptureFixture[str], changes: dict[str, str]) -> None:
+    """A place in the lineage's queue would be kept for ten minutes."""
+    store = open_store(get_settings())
+    refusal(capsys, place=str(take_place(store, "ann", holder="a job")), **changes)
+    assert list(store.list("leases/")) == []
+
+
 def test_more_workers_than_images_in_a_batch_are_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,10 +209,3 @@ def test_the_module_exits_with_that_code_and_line() -> None:
         "error: the following arguments are required: --concept, --noun, --images; see "
     )
     assert done.stderr.count(b"\n") == 1
-
-
-def test_a_refused_job_leaves_its_place_in_the_queue(capsys: pytest.CaptureFixture[str]) -> None:
-    store = open_store(get_settings())
-    place = take_place(store, "ann", holder="job-1")
-    assert "magic" in refusal(capsys, "--place", f"{place}", method="magic")
-    assert list(store.list("leases/ann/queue/")) == [], "those behind do not wait for it"

@@ -97,6 +97,7 @@ def test_a_job_that_fails_says_why(house: House) -> None:
     *_, (name, last) = events(house, job_id)
     assert (name, last["status"]) == ("job.finished", "failed")
     assert "there is no 'magic'" in last["error"]
+    assert list(house.store.list("leases/failing/")) == [], "its place in the queue is nobody's to wait for"
     job(house, job_id, "DELETE")
     assert list(house.store.list("intake/")) == []
 

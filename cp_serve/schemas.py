@@ -168,7 +168,7 @@ class ModelList(BaseModel):
 
 
 class Version(BaseModel):
-    """One version of a lineage."""
+    """One version of a lineage; `metrics` are the last values of its run's."""
 
     number: int
     parent: int | None
@@ -181,6 +181,7 @@ class Version(BaseModel):
     gate_passed: bool
     gate_reasons: list[str]
     aliases: list[str]
+    metrics: dict[str, float]
 
 
 class Lineage(BaseModel):

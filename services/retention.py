@@ -24,7 +24,7 @@ from services.lineage import Registry, VersionInfo
 from services.manifest import check_name
 from services.moves import Why
 from services.objects import ObjectStore
-from services.runs import ARTIFACTS
+from services.runs import ARTIFACTS, experiment_of
 from services.settings import Settings
 from services.versions import DELETED_MARK, TAG
 
@@ -232,7 +232,7 @@ class Retention(Registry):
 
     def _orphans(self, lineage: str, since: datetime) -> tuple[str, ...]:
         """Runs begun before `since` that wrote files, without a version."""
-        experiment = self._server.ask(self._client.get_experiment_by_name, f"palimpsest/{lineage}")
+        experiment = self._server.ask(self._client.get_experiment_by_name, experiment_of(lineage))
         if experiment is None:
             return ()
         prefix = f"{ARTIFACTS}/{experiment.experiment_id}/"

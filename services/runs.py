@@ -4,6 +4,7 @@ Files never pass through MLflow. Its server only says where a run's artifacts be
 of our object store, and everybody reads and writes there directly.
 """
 
+import math
 import os
 import random
 import time
@@ -136,8 +137,13 @@ def _client(uri: str) -> Any:
     return MlflowClient(uri, uri)
 
 
+def experiment_of(lineage: str) -> str:
+    """Name of the MLflow experiment that holds a lineage's runs."""
+    return f"palimpsest/{lineage}"
+
+
 class Runs:
-    """The runs of all lineages: one MLflow experiment per lineage, named `palimpsest/<lineage>`.
+    """The runs of all lineages: one MLflow experiment per lineage.
 
     Safe to use from many threads. Params, tags and metrics must never hold a prompt, an image or a secret.
     Every method raises UnavailableError if MLflow or the store does not answer.
@@ -189,6 +195,19 @@ class Runs:
         """
         points = {(step, name): value for name, curve in curves.items() for step, value in curve.items()}
         self._log(run_id, [(name, value, step) for (step, name), value in sorted(points.items())])
+
+    def metrics(self, lineage: str) -> dict[str, dict[str, float]]:
+        """Run id -> the last value of each of its metrics, as far as that is a number, for all runs of a lineage."""
+        experiment = self._server.ask(self._client.get_experiment_by_name, experiment_of(lineage))
+        if experiment is None:
+            return {}
+        runs = self._server.search(
+            self._client.search_runs, experiment_ids=[experiment.experiment_id], run_view_type=_ALL
+        )
+        return {
+            run.info.run_id: {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
+            for run in runs
+        }
 
     def describe_run(self, run_id: str, page: str) -> None:
         """Set a run's description, in Markdown: what MLflow's page of the run says above everything else.
@@ -248,7 +267,7 @@ class Runs:
 
     def _experiment(self, lineage: str) -> str:
         """Id of a lineage's experiment, made if need be; several may try at once."""
-        name = f"palimpsest/{lineage}"
+        name = experiment_of(lineage)
         found = self._server.ask(self._client.get_experiment_by_name, name)
         if found is None:
             with suppress(ConflictError):  # somebody else has just made it

@@ -20,7 +20,7 @@ _HINT_PATIENCE = 1.0
 
 @router.get("/{lineage}")
 async def get_lineage(lineage: Name, request: Request) -> Lineage:
-    """The tree of versions."""
+    """The tree of versions, with what their jobs measured."""
     check_name(lineage, "lineage")
     permit(request, lineage)
     registry = house(request).registry
@@ -70,7 +70,8 @@ def _canary(registry: Registry, lineage: str) -> Canary | None:
 
 
 def _tree(registry: Registry, lineage: str) -> Lineage:
-    versions = [_version(version) for version in registry.versions(lineage)]
+    infos, metrics = registry.versions(lineage), registry.metrics(lineage)
+    versions = [_version(info, metrics.get(info.run_id, {})) for info in infos]
     aliases = {alias: version.number for version in versions for alias in version.aliases}
     return Lineage(
         lineage=lineage,
@@ -81,6 +82,6 @@ def _tree(registry: Registry, lineage: str) -> Lineage:
     )
 
 
-def _version(info: VersionInfo) -> Version:
-    fields = asdict(info) | {"created": int(info.created.timestamp())}
+def _version(info: VersionInfo, metrics: dict[str, float]) -> Version:
+    fields = asdict(info) | {"created": int(info.created.timestamp()), "metrics": metrics}
     return Version.model_validate({name: fields[name] for name in Version.model_fields})

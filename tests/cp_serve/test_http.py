@@ -128,10 +128,12 @@ def test_models_are_listed_in_openais_shape(serving: Serving) -> None:
 
 
 def test_a_lineage_is_shown_as_a_tree(serving: Serving) -> None:
+    serving.registry.log_metrics(serving.registry.version("pets", 2).run_id, {"dc_accuracy": 0.5})
     found = serving.client.get("/v1/lineages/pets").json()
     assert (found["lineage"], found["live"], found["candidate"]) == ("pets", 2, None)
     assert [version["concepts"] for version in found["versions"]] == [["fox"], ["fox", "robot"]]
     assert found["versions"][1]["aliases"] == ["live"]
+    assert [version["metrics"].get("dc_accuracy") for version in found["versions"]] == [None, 0.5]
     refused(serving.client.get("/v1/lineages/nobody"), 404, "not_found", "lineage", "no lineage")
 
 

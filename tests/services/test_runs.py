@@ -38,6 +38,8 @@ def test_runs_hold_params_metrics_and_files(
     assert (run.info.status, run.data.tags["palimpsest.job"]) == ("FAILED", "j")
     assert stack_store.get(f"{stack_store.key_of(run.info.artifact_uri)}/samples/x.png") == b"picture"
     assert run.info.end_time
+    assert registry.metrics(lineage) == {run_id: {"loss": 1 / 3}}, "the last ones that are numbers"
+    assert registry.metrics("nobody") == {}
 
 
 def test_runs_hold_curves_and_a_page(registry: Registry, mlflow_client: Mlflow, lineage: str) -> None:

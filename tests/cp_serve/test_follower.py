@@ -229,9 +229,9 @@ def test_a_canary_that_cannot_be_ended_now_draws_nothing_and_is_ended_later(
     rooms.registry.set_canary(rooms.lineage, 2, 50)
     rooms.look()
     assert 2 in [rooms.follower.rollout.pick(rooms.lineage) for _ in range(2)]
-    rooms.registry.set_canary(rooms.lineage, 3, 50)
     with monkeypatch.context() as outage:
         outage.setattr(Registry, "end_canary", away)  # for the package's own replica, too: it would end it at once
+        rooms.registry.set_canary(rooms.lineage, 3, 50)
         rooms.look()
         assert [rooms.follower.rollout.pick(rooms.lineage) for _ in range(4)] == [None] * 4
         assert rooms.registry.canary(rooms.lineage) == Canary(3, 50)

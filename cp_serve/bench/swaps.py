@@ -1,11 +1,10 @@
 """`python -m cp_serve.bench.swaps -o DIR`: moves of `live` under load, on the stack that runs (`palimpsest up`).
 
 Two versions of a lineage made for it take turns as `live`, moved in MLflow itself as its own pages do it. Measured are
-the seconds from a move to the first pictures by the version it moved to, by polling alone and, where MLflow has a
-webhook of ours, with that too; where there are several replicas of the denoiser, to the first crowd that draws by
-nothing else. And, while clients draw without a pause and `live` flips all the time: requests that
-failed, pictures that are not those of the version that the answer names, and the longest pause of the denoiser between
-two steps. The lineage is deleted from MLflow at the end.
+the seconds from a move to the first picture by the version it moved to, asked for when every replica of the denoiser
+has followed, by polling alone and, where MLflow has a webhook of ours, with that too; and, while clients draw without a
+pause and `live` flips all the time: requests that failed, pictures that are not those of the version that the answer
+names, and the longest pause of the denoiser between two steps. The lineage is deleted from MLflow at the end.
 """
 
 import json
@@ -44,8 +43,8 @@ from services.webhook import NAME
 
 _PROMPT, _SEED, _STEPS = f"a photo of a <{CONCEPT}>", 7, 10
 _NEAR = 2
-_CROWD = 4
-"""Pictures asked for at once of each replica, where there are several: each is asked then."""
+_LOOK = 0.1
+"""Seconds between looks at the replicas' figures; each look is work for all of them."""
 _ACTIVE = "ACTIVE"
 _REMEMBERED = 65.0
 """Seconds; MLflow remembers its list of webhooks for 60."""
@@ -67,8 +66,9 @@ def measure(settings: Settings, *, flips: int, moves: int, clients: int) -> dict
         expected = {number: _draw(client, f"{lineage}@{number}") for number in (1, 2)}
         if _apart(expected[1], expected[2]) <= 2 * _NEAR:
             raise PalimpsestError("The two versions draw alike; nothing can be told from their pictures.")
-        replicas = _replicas(settings)
-        _seconds_to_first(settings, client, lineage, 1)
+        replicas = len(_swaps(settings))
+        _move(settings, lineage, 1)
+        _wait_for(client, lineage, 1)
         ours = _webhooks(settings)
         hinted = _first_pictures(settings, client, lineage, moves) if ours else []
         before, others = _histograms(settings), machine.Others()
@@ -153,36 +153,43 @@ def _move(settings: Settings, lineage: str, number: int) -> None:
 
 
 def _first_pictures(settings: Settings, client: Client, lineage: str, moves: int) -> list[float]:
-    """For each move, to either version in turn, the seconds to the first pictures by it; sorted."""
-    crowd = 1 if (replicas := _replicas(settings)) == 1 else _CROWD * replicas
-    _seconds_to_first(settings, client, lineage, 1)
+    """For each move, to either version in turn, the seconds to the first picture by it; sorted."""
+    _move(settings, lineage, 1)
+    _wait_for(client, lineage, 1)
     moved = (1 + number % 2 for number in range(1, moves + 1))
-    return sorted(_seconds_to_first(settings, client, lineage, number, crowd) for number in moved)
+    return sorted(_seconds_to_first(settings, client, lineage, number) for number in moved)
 
 
-def _seconds_to_first(settings: Settings, client: Client, lineage: str, number: int, crowd: int = 1) -> float:
-    """From before the alias is moved to the end of the first `crowd` of pictures, asked for at once, all by it."""
-
-    def drawn(_: int) -> str:
-        try:
-            return client.generate(lineage, _PROMPT, seed=_SEED, steps=1).model
-        except PalimpsestError:  # it was never live before
-            time.sleep(0.02)
-            return ""
-
-    begun = time.monotonic()
+def _seconds_to_first(settings: Settings, client: Client, lineage: str, number: int) -> float:
+    """From before the alias is moved to the first picture by that version after all replicas have followed."""
+    before, begun = _swaps(settings), time.monotonic()
     _move(settings, lineage, number)
-    with ThreadPoolExecutor(crowd) as pool:
-        while set(pool.map(drawn, range(crowd))) != {f"{lineage}@{number}"}:
-            pass
+    while any(count <= before.get(replica, 0.0) for replica, count in _swaps(settings).items()):
+        time.sleep(_LOOK)
+    _wait_for(client, lineage, number)
     return time.monotonic() - begun
 
 
-def _replicas(settings: Settings) -> int:
-    """Denoisers that are ready: each tells its own figures."""
+def _wait_for(client: Client, lineage: str, number: int) -> None:
+    """Draw until that version does."""
+    while True:
+        try:
+            if client.generate(lineage, _PROMPT, seed=_SEED, steps=1).model == f"{lineage}@{number}":
+                return
+        except PalimpsestError:  # it was never live before
+            time.sleep(0.02)
+
+
+def _swaps(settings: Settings) -> dict[str, float]:
+    """How often each replica of the denoiser that is ready has followed a move."""
     text = requests.get(f"{settings.api}/metrics", timeout=60).text
-    steps = [family for family in text_string_to_metric_families(text) if family.name == "palimpsest_steps"]
-    return len({sample.labels["replica"] for family in steps for sample in family.samples})
+    found = [family for family in text_string_to_metric_families(text) if family.name == "palimpsest_swaps"]
+    return {
+        sample.labels["replica"]: sample.value
+        for family in found
+        for sample in family.samples
+        if sample.name == "palimpsest_swaps_total"
+    }
 
 
 def _under_load(
@@ -246,8 +253,8 @@ def summary(results: dict[str, Any]) -> str:
     table = "\n".join(["| followed by | moves | median s | at most s |", "| --- | --- | --- | --- |", *rows])
     return f"""# Swaps under load
 
-From a move of `live` in MLflow to the first pictures by the version it moved to, nobody else drawing; replicas of the
-denoiser, all of which have to follow: {results["replicas"]}.
+From a move of `live` in MLflow to the first picture by the version it moved to, asked for when all replicas of the
+denoiser have followed ({results["replicas"]} here), nobody else drawing:
 
 {table}
 

@@ -25,6 +25,7 @@ import numpy as np
 import requests
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from cp_serve.bench import machine
 from cp_serve.bench.publish import publish
@@ -67,8 +68,7 @@ def measure(settings: Settings, *, flips: int, moves: int, clients: int) -> dict
         if _apart(expected[1], expected[2]) <= 2 * _NEAR:
             raise PalimpsestError("The two versions draw alike; nothing can be told from their pictures.")
         replicas = len(_swaps(settings))
-        _move(settings, lineage, 1)
-        _wait_for(client, lineage, 1)
+        _begin_with(settings, client, lineage, 1)
         ours = _webhooks(settings)
         hinted = _first_pictures(settings, client, lineage, moves) if ours else []
         before, others = _histograms(settings), machine.Others()
@@ -154,8 +154,7 @@ def _move(settings: Settings, lineage: str, number: int) -> None:
 
 def _first_pictures(settings: Settings, client: Client, lineage: str, moves: int) -> list[float]:
     """For each move, to either version in turn, the seconds to the first picture by it; sorted."""
-    _move(settings, lineage, 1)
-    _wait_for(client, lineage, 1)
+    _begin_with(settings, client, lineage, 1)
     moved = (1 + number % 2 for number in range(1, moves + 1))
     return sorted(_seconds_to_first(settings, client, lineage, number) for number in moved)
 
@@ -170,6 +169,12 @@ def _seconds_to_first(settings: Settings, client: Client, lineage: str, number: 
     return time.monotonic() - begun
 
 
+def _begin_with(settings: Settings, client: Client, lineage: str, number: int) -> None:
+    """Make a version live, if it is not, and wait until it draws."""
+    _move(settings, lineage, number)
+    _wait_for(client, lineage, number)
+
+
 def _wait_for(client: Client, lineage: str, number: int) -> None:
     """Draw until that version does."""
     while True:
@@ -182,14 +187,18 @@ def _wait_for(client: Client, lineage: str, number: int) -> None:
 
 def _swaps(settings: Settings) -> dict[str, float]:
     """How often each replica of the denoiser that is ready has followed a move."""
-    text = requests.get(f"{settings.api}/metrics", timeout=60).text
-    found = [family for family in text_string_to_metric_families(text) if family.name == "palimpsest_swaps"]
     return {
         sample.labels["replica"]: sample.value
-        for family in found
-        for sample in family.samples
+        for sample in _samples(settings)
         if sample.name == "palimpsest_swaps_total"
     }
+
+
+def _samples(settings: Settings) -> Iterator[Sample]:
+    """Everything that the ingress and all replicas count."""
+    text = requests.get(f"{settings.api}/metrics", timeout=60).text
+    for family in text_string_to_metric_families(text):
+        yield from family.samples
 
 
 def _under_load(
@@ -225,12 +234,11 @@ def _under_load(
 def _histograms(settings: Settings) -> dict[str, dict[float, float]]:
     """Upper bound -> observations up to it, of pauses and steps of all replicas."""
     found: dict[str, dict[float, float]] = {"palimpsest_pause_seconds": {}, "palimpsest_step_seconds": {}}
-    text = requests.get(f"{settings.api}/metrics", timeout=60).text
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if family.name in found and sample.name.endswith("_bucket"):
-                bound = float(sample.labels["le"])
-                found[family.name][bound] = found[family.name].get(bound, 0.0) + sample.value
+    for sample in _samples(settings):
+        name, bucket, _ = sample.name.rpartition("_bucket")
+        if bucket and name in found:
+            bound = float(sample.labels["le"])
+            found[name][bound] = found[name].get(bound, 0.0) + sample.value
     return found
 
 

@@ -190,7 +190,7 @@ class Artwork:
     @cached_property
     def labels(self) -> dict[str, Label]:
         """Code -> label, of every emoji in a group (components and lone letters have none)."""
-        entries = member(fetch(LABELS, self.cache), "package/en/data.json")
+        entries = _json(fetch(LABELS, self.cache), "package/en/data.json")
         named = (e for e in entries if "group" in e)
         return {code(e["hexcode"]): _label(e) for e in named}
 
@@ -199,7 +199,7 @@ class Artwork:
         """Squeezed icon name -> code, from the packages that give both."""
         table = {squeeze(label.name): key for key, label in self.labels.items()}
         for style in ("openmoji", "twemoji", "noto"):
-            chars = member(fetch(package_of(style), self.cache), "package/chars.json")
+            chars = _json(fetch(package_of(style), self.cache), "package/chars.json")
             table |= {squeeze(name): code(key) for key, name in chars.items()}
         return table
 
@@ -215,13 +215,11 @@ class Artwork:
         return found
 
     def _icons(self, package: Package, tarball: Path) -> Iterator[tuple[str, str]]:
-        icons = member(tarball, "package/icons.json")
-        names = {name: code(key) for key, name in member(tarball, "package/chars.json").items()}
-        width, height = icons.get("width", 16), icons.get("height", 16)
-        for name, icon in icons["icons"].items():
+        names = {name: code(key) for key, name in _json(tarball, "package/chars.json").items()}
+        for name, drawing in icons(tarball):
             key = names.get(name) or self._match(name)
             if key and name not in package.other:
-                yield key, svg(icon, width, height)
+                yield key, drawing
 
     def _match(self, name: str) -> str | None:
         """The code of an icon known by name alone: as it is, without a variant number, without "face"."""
@@ -242,7 +240,15 @@ def squeeze(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def svg(icon: Mapping[str, Any], width: int, height: int) -> str:
+def icons(tarball: Path) -> Iterator[tuple[str, str]]:
+    """Name and SVG text of every icon of an Iconify package."""
+    known = _json(tarball, "package/icons.json")
+    width, height = known.get("width", 16), known.get("height", 16)
+    for name, icon in known["icons"].items():
+        yield name, _svg(icon, width, height)
+
+
+def _svg(icon: Mapping[str, Any], width: int, height: int) -> str:
     """An Iconify entry as a standalone SVG document."""
     left, top = icon.get("left", 0), icon.get("top", 0)
     box = f"{left} {top} {icon.get('width', width)} {icon.get('height', height)}"
@@ -264,10 +270,14 @@ def _webps(tarball: Path) -> Iterator[tuple[str, bytes]]:
                 yield code(Path(member.name).name), stream.read()
 
 
-def member(tarball: Path, name: str) -> Any:
-    """A JSON file of a package, parsed."""
+def member(tarball: Path, name: str) -> bytes:
+    """A file of a package."""
     with tarfile.open(tarball) as archive:
         stream = archive.extractfile(name)
         if stream is None:
             raise ArtworkError(f"{tarball.name} has no {name}")
-        return json.load(stream)
+        return stream.read()
+
+
+def _json(tarball: Path, name: str) -> Any:
+    return json.loads(member(tarball, name))

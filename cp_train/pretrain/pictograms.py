@@ -6,14 +6,13 @@ found by the concept's noun; where a package means something else by it (a "mous
 
 import io
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from cp_train.pretrain.artwork import Package, fetch, member, squeeze, svg
+from cp_train.pretrain.artwork import Package, fetch, icons, member, squeeze
 
 _GLYPH = 220  #: pixels of a font's em
 _NO_GLYPH = chr(0x10FFFD)
@@ -28,14 +27,12 @@ class Icons(Package):
     def drawings(self, cache: Path, codes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """Code and SVG text of every concept that has an icon; `codes` is noun -> code."""
         by_name = {squeeze(noun): code for noun, code in codes.items() if noun not in self.other}
-        icons = member(fetch(self, cache), "package/icons.json")
-        width, height = icons.get("width", 16), icons.get("height", 16)
         found: set[str] = set()
-        for name, icon in icons["icons"].items():
+        for name, drawing in icons(fetch(self, cache)):
             code = self._code(name, by_name)
             if code and code not in found:
                 found.add(code)
-                yield code, svg(icon, width, height)
+                yield code, drawing
 
     def _code(self, name: str, by_name: Mapping[str, str]) -> str | None:
         if not name.endswith(self.suffix):
@@ -54,10 +51,7 @@ class Font(Package):
 
     def drawings(self, cache: Path, codes: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
         """Code and PNG bytes of every concept that has a glyph; `codes` is noun -> code."""
-        with tarfile.open(fetch(self, cache)) as archive:
-            stream = archive.extractfile(self.file)
-            assert stream is not None  # the package is pinned by its digest
-            font = ImageFont.truetype(io.BytesIO(stream.read()), _GLYPH)
+        font = ImageFont.truetype(io.BytesIO(member(fetch(self, cache), self.file)), _GLYPH)
         for code in codes.values():
             if "-" not in code and _has(font, chr(int(code, 16))):
                 yield code, _drawn(font, chr(int(code, 16)))

@@ -47,7 +47,7 @@ class Painter:
     def single(self, chance: random.Random, subject: Concept) -> Pixels:
         """A picture of the subject alone, in any style or as a pictogram, for networks that only read [H, W, 3]."""
         ground = chance.choice(list(GROUNDS)) if chance.random() < _GROUNDED else None
-        pictograms = [style for style in PICTOGRAM_STYLES if (subject.code, style) in self.pictures.index]
+        pictograms = self._drawn(subject, PICTOGRAM_STYLES)
         if not pictograms or chance.random() >= _PICTOGRAM:
             return self.paint(Scene(subject=subject, style=chance.choice(self.styles_of(subject)), ground=ground))
         inked = ground == "black" or chance.random() < _INKED
@@ -62,7 +62,10 @@ class Painter:
 
     def styles_of(self, concept: Concept) -> list[str]:
         """The styles that have a drawing of the concept."""
-        return [style for style in self.styles if (concept.code, style) in self.pictures.index]
+        return self._drawn(concept, self.styles)
+
+    def _drawn(self, concept: Concept, styles: tuple[str, ...]) -> list[str]:
+        return [style for style in styles if (concept.code, style) in self.pictures.index]
 
     def own_colour(self, scene: Scene) -> str | None:
         """The main colour of the scene's subject as drawn."""

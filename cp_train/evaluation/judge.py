@@ -66,12 +66,20 @@ class Judge(nn.Module):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Normalised features [B, D]."""
-        pooled = functional.silu(self.norm(self.stages(self.stem(x_BCHW)))).mean((2, 3))
-        return functional.normalize(pooled.float(), dim=-1)
+        return self.pooled(self.stages(self.stem(x_BCHW)))
+
+    def pooled(self, x_BDHW: Tensor) -> Tensor:
+        """Normalised features [B, D] of what the last stage says."""
+        f_BD = functional.silu(self.norm(x_BDHW)).mean((2, 3))
+        return functional.normalize(f_BD.float(), dim=-1)
+
+    def logits(self, f_BD: Tensor) -> Tensor:
+        """Logits [B, K] of normalised features, in the order of `codes`."""
+        return self.config.scale * f_BD @ functional.normalize(self.classes, dim=-1).T
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits [B, K] in the order of `codes`."""
-        return self.config.scale * self.features(x_BCHW) @ functional.normalize(self.classes, dim=-1).T
+        return self.logits(self.features(x_BCHW))
 
     def save(self, folder: Path) -> None:
         """Write `judge.safetensors` (float16) and `config.json`."""

@@ -18,8 +18,20 @@ from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import Pixels, on
 from cp_train.pretrain.scenes import Painter, tensor
 
-__all__ = ["Judge", "JudgeConfig", "accuracy", "disturbed", "features", "objective", "strength", "train", "verdicts"]
+__all__ = [
+    "Judge",
+    "JudgeConfig",
+    "accuracy",
+    "disturbed",
+    "features",
+    "objective",
+    "restyled",
+    "strength",
+    "train",
+    "verdicts",
+]
 
+_MIXED_STAGES = 2
 _SCHEDULE = Schedule(steps=6000, lr=2e-3, decay=0.4, weight_decay=0.05, ema=0.998)
 
 
@@ -44,7 +56,7 @@ def train(config: JudgeConfig, painter: Painter, checkpoint: Path) -> Judge:
         labels_B = torch.tensor(chance.choices(range(len(painter.concepts)), k=config.batch))
         x_BCHW = tensor([painter.single(chance, painter.concepts[k]) for k in labels_B.tolist()])
         hard = strength(step, config.schedule.steps)
-        return objective(judge, disturbed(x_BCHW, noise, hard), labels_B, config.smoothing)
+        return objective(judge, disturbed(x_BCHW, noise, hard), labels_B, noise, config.smoothing)
 
     trainer.run(loss)
     trainer.averaged()
@@ -64,13 +76,35 @@ def strength(step: int, steps: int) -> float:
     return min(1.0, 3 * step / steps)
 
 
-def objective(judge: Judge, x_BCHW: Tensor, labels_B: Tensor, smoothing: float) -> tuple[Tensor, str]:
-    """Smoothed cross-entropy, and the batch's accuracy."""
+def objective(
+    judge: Judge, x_BCHW: Tensor, labels_B: Tensor, chance: torch.Generator, smoothing: float
+) -> tuple[Tensor, str]:
+    """Smoothed cross-entropy with styles mixed in the first stages, and the batch's accuracy."""
     with quick():
-        logits_BK = judge(x_BCHW)
+        h_BCHW = judge.stem(x_BCHW)
+        for number, stage in enumerate(judge.stages):
+            h_BCHW = stage(h_BCHW)
+            if number < _MIXED_STAGES:
+                h_BCHW = restyled(h_BCHW, chance)
+        logits_BK = judge.logits(judge.pooled(h_BCHW))
     loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=smoothing)
     hit = (logits_BK.argmax(1) == labels_B).float().mean()
     return loss, f"loss {loss.item():.3f}, top-1 {hit:.2f}"
+
+
+def restyled(h_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tensor:
+    """Some pictures' channels with mean and spread mixed with another's (MixStyle, arXiv 2104.02008).
+
+    These statistics tell how a thing is drawn more than what it is.
+    """
+    count = len(h_BCHW)
+    mean_BC, spread_BC = h_BCHW.mean((2, 3), keepdim=True).detach(), h_BCHW.std((2, 3), keepdim=True).detach() + 1e-5
+    other = torch.randperm(count, generator=chance)
+    own = torch.where(torch.rand(count, generator=chance) < share, torch.rand(count, generator=chance), 1.0).view(
+        -1, 1, 1, 1
+    )
+    mean, spread = (own * each + (1 - own) * each[other] for each in (mean_BC, spread_BC))
+    return (h_BCHW - mean_BC) / spread_BC * spread + mean
 
 
 @torch.no_grad()

@@ -26,18 +26,20 @@ from cp_train.pretrain.scenes import Painter, tensor
 from cp_train.pretrain.splits import Concept
 
 STYLE_SHARE: Mapping[str, float] = {
-    "3d": 0.34,
-    "fluent": 0.28,
-    "flat": 0.14,
-    "noto": 0.09,
-    "twemoji": 0.07,
-    "blob": 0.03,
-    "firefox": 0.03,
-    "streamline": 0.02,
+    "3d": 0.40,
+    "fluent": 0.34,
+    "flat": 0.12,
+    "noto": 0.05,
+    "twemoji": 0.04,
+    "blob": 0.02,
+    "firefox": 0.015,
+    "streamline": 0.015,
 }
-"""How often each style is drawn: the first three are views of the same drawings, which are to be learned first."""
+"""How often each style is drawn: the first three are views of the same drawings."""
 KIND_SHARE: Mapping[str, float] = {"plain": 0.7, "tint": 0.1, "ground": 0.1, "pair": 0.1}
 """How often each kind of scene is drawn."""
+SIMPLE = ("3d", "fluent")
+"""Whose plain pictures are drawn first of all."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,15 @@ class Pool:
     concepts: tuple[Concept, ...]
     styles: tuple[str, ...]
 
-    def draw(self, count: int, chance: random.Random) -> tuple[Tensor, list[str]]:
-        """Latents [B, C, h, w] in float32 and a caption for each."""
+    def draw(self, count: int, chance: random.Random, *, simple: float = 0.0) -> tuple[Tensor, list[str]]:
+        """Latents [B, C, h, w] in float32 and a caption for each; `simple` is the share of SIMPLE beside all else."""
         kinds = [kind for kind in KIND_SHARE if any(group[0] == kind for group in self._groups)]
-        picked = [self._pick(kinds, chance) for _ in range(count)]
+        picked = [
+            chance.choice(self._groups["plain", chance.choice(SIMPLE)])
+            if chance.random() < simple
+            else self._pick(kinds, chance)
+            for _ in range(count)
+        ]
         texts = [caption(*self.scene(row, chance)) for row in picked]
         return torch.from_numpy(self.latents_NCHW[picked]).float(), texts
 

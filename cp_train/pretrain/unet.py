@@ -40,6 +40,8 @@ class UNetConfig:
     """g, the largest weight of a nearly clean picture."""
     focus: float = 2.5
     """q: timesteps are drawn as T u^(1/q), u uniform; above 1 it favours the noisy ones, where the prompt decides."""
+    simple: int = 4000
+    """Over so many steps at first, what is drawn turns from plain pictures of one hand to everything (`pool.py`)."""
     seed: int = 14
     schedule: Schedule = field(default_factory=lambda: _SCHEDULE)
 
@@ -99,7 +101,7 @@ def train(
 
     def loss(step: int) -> tuple[Tensor, str]:
         chance, noise = dice(config.seed, step), generator(config.seed, step)
-        z_BCHW, texts = pool.draw(config.batch, chance)
+        z_BCHW, texts = pool.draw(config.batch, chance, simple=max(0.0, 1 - step / config.simple))
         texts = ["" if chance.random() < config.unconditional else text for text in texts]
         value = objective(unet, z_BCHW, embed(text_tower, tokenizer, texts), noising, noise, focus=config.focus)
         recent.append(value.item())

@@ -87,6 +87,18 @@ def test_the_judge_learns_what_it_is_shown(pictures, few, tmp_path):
     assert judge.features(learned, [on(seen.rgba_NHW4[0])]).norm().item() == pytest.approx(1, abs=1e-4)
 
 
+def test_a_restyled_map_has_its_shape_and_anothers_statistics():
+    h_BCHW = torch.randn(40, 3, 8, 8) * torch.rand(40, 3, 1, 1) + torch.randn(40, 3, 1, 1)
+    out = judge.restyled(h_BCHW, generator(1, 2))
+    moments = [(h.mean((2, 3), keepdim=True), h.std((2, 3), keepdim=True)) for h in (h_BCHW, out)]
+    (mean, spread), (new_mean, new_spread) = moments
+    assert torch.allclose((out - new_mean) / new_spread, (h_BCHW - mean) / spread, atol=1e-3)
+    kept = torch.isclose(new_mean, mean, atol=1e-4).all(1).flatten()
+    assert 0.3 < kept.float().mean() < 0.7
+    assert mean.amin() <= new_mean.amin()
+    assert new_mean.amax() <= mean.amax() + 1e-4
+
+
 def painter_of(pictures, concepts):
     from cp_train.pretrain.scenes import Painter
     from cp_train.pretrain.splits import TRAIN_STYLES
@@ -133,6 +145,13 @@ def test_a_denoiser_that_says_nothing_has_loss_one():
     z_BCHW = torch.randn(256, 4, 8, 8)
     loss = unet.objective(silent, z_BCHW, torch.zeros(256, 2, 3), unet.Noising.capped(), generator(1, 1))
     assert loss.item() == pytest.approx(1, abs=0.05)
+
+
+def test_the_first_draws_are_plain_pictures_of_one_hand(painter):
+    made = pool.build(painter, vae.build(TINY.vae, 16).eval(), variants=1, pairs=16)
+    simple = {tuple(made.latents_NCHW[i].ravel()) for s in pool.SIMPLE for i in made._groups["plain", s]}
+    z_BCHW, _ = made.draw(50, random.Random(1), simple=1.0)
+    assert {tuple(z.ravel()) for z in z_BCHW.numpy().astype(np.float16)} <= simple
 
 
 def test_a_pool_draws_every_kind_with_its_caption(painter, tmp_path):

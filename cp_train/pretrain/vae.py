@@ -27,7 +27,7 @@ from cp_train.pretrain.scenes import tensor
 _TINTED, _PAIRED, _GROUNDED, _MIRRORED = 0.15, 0.2, 0.3, 0.5
 """Shares of the training pictures."""
 
-_SCHEDULE = Schedule(steps=4000, lr=1e-3, decay=0.4, weight_decay=0.0, ema=0.998)
+_SCHEDULE = Schedule(steps=3400, lr=1e-3, decay=0.4, weight_decay=0.0, ema=0.998)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,9 +54,10 @@ def train(config: JudgeConfig, painter: Painter, checkpoint: Path) -> Judge:
     def loss(step: int) -> tuple[Tensor, str]:
         chance, noise = dice(config.seed, step), generator(config.seed, step)
         labels_B = torch.tensor(chance.choices(range(len(painter.concepts)), k=config.batch))
-        x_BCHW = tensor([painter.single(chance, painter.concepts[k]) for k in labels_B.tolist()])
         hard = strength(step, config.schedule.steps)
-        return objective(judge, disturbed(x_BCHW, noise, hard), labels_B, noise, config.smoothing)
+        drawn = [painter.single(chance, painter.concepts[k], pictograms=0.4 * hard) for k in labels_B.tolist()]
+        x_BCHW = disturbed(tensor(drawn), noise, hard)
+        return objective(judge, x_BCHW, labels_B, noise, smoothing=config.smoothing, restyle=0.5 * hard)
 
     trainer.run(loss)
     trainer.averaged()
@@ -72,20 +73,20 @@ def disturbed(x_BCHW: Tensor, chance: torch.Generator, strength: float = 1.0) ->
 
 
 def strength(step: int, steps: int) -> float:
-    """How hard `disturbed` works: more and more over the first third of the steps."""
-    return min(1.0, 3 * step / steps)
+    """How hard `disturbed` works: more and more over the first two thirds of the steps."""
+    return min(1.0, 1.5 * step / steps)
 
 
 def objective(
-    judge: Judge, x_BCHW: Tensor, labels_B: Tensor, chance: torch.Generator, smoothing: float
+    judge: Judge, x_BCHW: Tensor, labels_B: Tensor, chance: torch.Generator, *, smoothing: float, restyle: float
 ) -> tuple[Tensor, str]:
-    """Smoothed cross-entropy with styles mixed in the first stages, and the batch's accuracy."""
+    """Smoothed cross-entropy with some pictures' style mixed in the first stages, and the batch's accuracy."""
     with quick():
         h_BCHW = judge.stem(x_BCHW)
         for number, stage in enumerate(judge.stages):
             h_BCHW = stage(h_BCHW)
             if number < _MIXED_STAGES:
-                h_BCHW = restyled(h_BCHW, chance)
+                h_BCHW = restyled(h_BCHW, chance, restyle)
         logits_BK = judge.logits(judge.pooled(h_BCHW))
     loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=smoothing)
     hit = (logits_BK.argmax(1) == labels_B).float().mean()

@@ -18,8 +18,8 @@ from cp_train.pretrain.splits import PICTOGRAM_STYLES, Concept
 
 KINDS: Mapping[str, float] = {"plain": 0.52, "tint": 0.14, "ground": 0.16, "pair": 0.18}
 """How often each kind of scene is drawn."""
-_GROUNDED, _PICTOGRAM, _INKED = 1 / 3, 0.4, 0.5
-"""Shares of single subjects: on a coloured ground, as a pictogram, and of pictograms in coloured ink."""
+_GROUNDED, _INKED = 1 / 3, 0.5
+"""Shares of single subjects on a coloured ground, and of pictograms in coloured ink."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,18 @@ class Painter:
             return Scene(subject=subject, style=style, second=self._other(chance, subject, style))
         return Scene(subject=subject, style=style)
 
-    def single(self, chance: random.Random, subject: Concept) -> Pixels:
-        """A picture of the subject alone, in any style or as a pictogram, for networks that only read [H, W, 3]."""
+    def single(self, chance: random.Random, subject: Concept, *, pictograms: float = 0.4) -> Pixels:
+        """A picture [H, W, 3] of the subject alone in any style, or, this share of them, as a pictogram.
+
+        For networks that tell what a thing is, not what it is called.
+        """
         ground = chance.choice(list(GROUNDS)) if chance.random() < _GROUNDED else None
-        pictograms = self._drawn(subject, PICTOGRAM_STYLES)
-        if not pictograms or chance.random() >= _PICTOGRAM:
+        drawn = self._drawn(subject, PICTOGRAM_STYLES)
+        if not drawn or chance.random() >= pictograms:
             return self.paint(Scene(subject=subject, style=chance.choice(self.styles_of(subject)), ground=ground))
         inked = ground == "black" or chance.random() < _INKED
         tint = chance.choice(list(TINTS)) if inked else None
-        return self.paint(Scene(subject=subject, style=chance.choice(pictograms), tint=tint, ground=ground))
+        return self.paint(Scene(subject=subject, style=chance.choice(drawn), tint=tint, ground=ground))
 
     def pair(self, chance: random.Random, style: str) -> Scene:
         """A random pair of subjects that the style has drawings of."""

@@ -24,7 +24,7 @@ from services.settings import Settings
 from tests.ports import free_ports
 
 SAMPLES = Path(__file__).parents[1] / "infra" / "samples"
-QUICK = ("--steps", "12", "--fisher-batches", "4", "--batch-size", "4")
+QUICK = ("--steps", "24", "--fisher-batches", "4", "--batch-size", "4")
 PATIENCE = 600
 
 

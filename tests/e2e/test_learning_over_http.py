@@ -44,7 +44,7 @@ def events(house: House, job_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def learned(house: House) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    first, second = (submit(house, "robot", key="k-1", steps="12") for _ in range(2))
+    first, second = (submit(house, "robot", key="k-1", steps="24") for _ in range(2))
     assert first.status_code == 202, first.text
     assert second.json() == first.json()
     assert second.headers["Idempotent-Replayed"] == "true"
@@ -62,7 +62,7 @@ def test_the_job_is_followed_to_its_version(
     assert {name for name, _ in found} == {"job.updated", "job.log", "job.finished"}
     steps = [data["progress"]["step"] for name, data in found if name == "job.updated" and data["progress"]]
     assert steps == sorted(steps)
-    assert steps[-1] == 12
+    assert steps[-1] == 24
     name, last = found[-1]
     assert name == "job.finished"
     assert (last["status"], last["version"], last["live"], last["error"]) == ("succeeded", 1, True, None)
@@ -76,7 +76,7 @@ def test_the_next_one_has_an_estimate_and_the_same_one_is_a_conflict(
     house: House, learned: tuple[str, list[tuple[str, dict[str, Any]]]]
 ) -> None:
     assert submit(house, "robot").status_code == 409
-    second = submit(house, "other", steps="12").json()
+    second = submit(house, "other", steps="24").json()
     assert second["eta_seconds"] > 0
     assert second["job_id"] != learned[0]
     job(house, second["job_id"], "DELETE")

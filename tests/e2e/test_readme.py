@@ -19,7 +19,7 @@ BLOCKS = [
     [line for line in block.splitlines() if line]
     for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 ]
-QUICK = {"palimpsest learn": " --steps 12", "-m cp_train": " --steps 12 --fisher-batches 4 --batch-size 4"}
+QUICK = {"palimpsest learn": " --steps 24", "-m cp_train": " --steps 24 --fisher-batches 4 --batch-size 4"}
 LINEAGE = "default"
 
 
@@ -81,7 +81,7 @@ def second(first: Reader) -> Reader:
 
 def test_learning_shows_its_progress_and_its_end(first: Reader) -> None:
     (said,) = [said for line, said in first.said.items() if line.startswith("palimpsest learn")]
-    assert "step 10/12" in said
+    assert "step 10/24" in said
     assert f"learned: <robot> is in {LINEAGE}@1." in said
     assert "RayTrainWorker" not in said
 

@@ -62,7 +62,7 @@ def test_the_demo_leaves_pictures_and_a_summary(house: House, told: Told) -> Non
         (drawn,) = house.client.generate(f"{LINEAGE}@{number}", "a photo of a <robot>", seed=0).pictures
         kept = (told.output / f"robot-{what}-seed-0.png").read_bytes()
         assert np.abs(_pixels(drawn) - _pixels(kept)).max() <= 2  # drawn in the company of three others
-    assert "<robot> step 12/12" in told.printed
+    assert "<robot> step 24/24" in told.printed
     page = summary(told.demo, 7)
     for said in ("| learn <fox> |", "rose by at most 7 MiB", house.settings.mlflow, f"{house.settings.api}/docs"):
         assert said in page

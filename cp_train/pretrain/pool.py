@@ -54,16 +54,13 @@ class Pool:
     def draw(self, count: int, chance: random.Random, *, simple: float = 0.0) -> tuple[Tensor, list[str]]:
         """Latents [B, C, h, w] in float32 and a caption for each; `simple` is the share of SIMPLE beside all else."""
         kinds = [kind for kind in KIND_SHARE if any(group[0] == kind for group in self._groups)]
-        picked = [
-            chance.choice(self._groups["plain", chance.choice(SIMPLE)])
-            if chance.random() < simple
-            else self._pick(kinds, chance)
-            for _ in range(count)
-        ]
+        picked = [self._pick(kinds, chance, simple) for _ in range(count)]
         texts = [caption(*self.scene(row, chance)) for row in picked]
         return torch.from_numpy(self.latents_NCHW[picked]).float(), texts
 
-    def _pick(self, kinds: list[str], chance: random.Random) -> int:
+    def _pick(self, kinds: list[str], chance: random.Random, simple: float) -> int:
+        if chance.random() < simple:
+            return chance.choice(self._groups["plain", chance.choice(SIMPLE)])
         kind = chance.choices(kinds, [KIND_SHARE[k] for k in kinds])[0]
         style = chance.choices(self.styles, [STYLE_SHARE[s] for s in self.styles])[0]
         return chance.choice(self._groups[kind, style])

@@ -40,6 +40,9 @@ class UNetConfig:
     """g, the largest weight of a nearly clean picture."""
     focus: float = 2.5
     """q: timesteps are drawn as T u^(1/q), u uniform; above 1 it favours the noisy ones, where the prompt decides."""
+    detail: float = 1.25
+    """q after `coarse` steps, when what is drawn is settled and how finely is not."""
+    coarse: int = 7000
     simple: int = 4000
     """Over so many steps at first, what is drawn turns from plain pictures of one hand to everything (`pool.py`)."""
     seed: int = 14
@@ -103,7 +106,8 @@ def train(
         chance, noise = dice(config.seed, step), generator(config.seed, step)
         z_BCHW, texts = pool.draw(config.batch, chance, simple=max(0.0, 1 - step / config.simple))
         texts = ["" if chance.random() < config.unconditional else text for text in texts]
-        value = objective(unet, z_BCHW, embed(text_tower, tokenizer, texts), noising, noise, focus=config.focus)
+        focus = config.focus if step < config.coarse else config.detail
+        value = objective(unet, z_BCHW, embed(text_tower, tokenizer, texts), noising, noise, focus=focus)
         recent.append(value.item())
         return value, f"loss {sum(recent[-200:]) / len(recent[-200:]):.4f}"
 

@@ -1,9 +1,10 @@
 """`Idempotency-Key`: a request that is sent again is answered again, and not carried out again.
 
 Whoever comes first with a key claims it in the store (one conditional write, so it holds for all replicas of the
-ingress and over a restart), and leaves the answer there. The record is `answers/<expires>-<digest of the key>.json`
-with the digest of the request; neither the key nor the request can be read from it. The same key of two people is two
-keys. A claim whose holder died is given up after `patience`; what failed is not kept, so that it can be tried again.
+ingress and over a restart), and leaves the answer there. The record is `answers/<digest of the key>.json` with the
+digest of the request; neither the key nor the request can be read from it. The same key of two people is two keys. A
+claim whose holder died is given up after `patience`; what failed is not kept, so that it can be tried again. Two who
+find a dead holder's claim at the same moment may both carry it out, to the same pixels.
 (After the IETF's draft draft-ietf-httpapi-idempotency-key-header: 422 for another request under a used key, 409 while
 the first is under way.)
 """

@@ -43,17 +43,22 @@ class Replicas:
 
     def __init__(self, handle: Any, traffic: Traffic, *, deadline_seconds: float) -> None:
         self._handle, self._traffic, self._deadline = handle, traffic, deadline_seconds
+        self._seconds: float = _RETRY_SECONDS  # that the last answered request took, its wait in all queues included
 
     async def draw(self, request: DrawRequest) -> Drawn:
         """See `Denoiser.draw`. Cancelling it frees the request's places."""
         due = self._due(request)
-        drawn: Drawn = await self._ask(lambda: self._handle.draw.remote(_shortened(request, due)), due)
+        with self._timed():
+            drawn: Drawn = await self._ask(lambda: self._handle.draw.remote(_shortened(request, due)), due)
         return drawn
 
     async def classify(self, request: ClassifyRequest) -> Classified:
         """See `Denoiser.classify`."""
         due = self._due(request)
-        classified: Classified = await self._ask(lambda: self._handle.classify.remote(_shortened(request, due)), due)
+        with self._timed():
+            classified: Classified = await self._ask(
+                lambda: self._handle.classify.remote(_shortened(request, due)), due
+            )
         return classified
 
     async def status(self, *, patience: float) -> dict[str, object]:
@@ -73,7 +78,7 @@ class Replicas:
             UnavailableError: none does.
         """
         try:
-            with _errors():
+            with self._errors():
                 call = self._handle.broadcast(method, *arguments)
                 answers = await call.results_async(timeout_s=patience, return_exceptions=True)
         except TimeoutError:
@@ -105,7 +110,7 @@ class Replicas:
     async def _stream_once(self, request: DrawRequest, due: float) -> AsyncGenerator[Progress | Drawn, None]:
         call = self._handle.options(stream=True).stream.remote(request)
         try:
-            with _errors():
+            with self._timed(), self._errors():
                 while (item := await _within(due, anext(call, None))) is not None:
                     yield _value(item)
         finally:
@@ -117,7 +122,7 @@ class Replicas:
         while True:
             call = ask()
             try:
-                with _errors():
+                with self._errors():
                     return _value(await _within(due, call))
             except _DEAD as error:
                 await self._rest(pauses, error)
@@ -131,6 +136,28 @@ class Replicas:
             raise _none_left() from error
         self._traffic.retries.inc()
         await asyncio.sleep(pause)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Remember what an answered request took."""
+        start = time.monotonic()
+        yield
+        self._seconds = time.monotonic() - start
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Map Ray's errors to ours, but for those of a dead replica. An unexpected one of the denoiser's passes.
+
+        Where Serve itself has no room, there is some when a request that came just now is answered.
+        """
+        try:
+            yield
+        except BackPressureError as error:
+            raise BusyError("Too many requests are waiting; try again later.", retry_after=self._seconds) from error
+        except (RayTaskError, *_DEAD):
+            raise
+        except (RayError, RayServeException) as error:
+            raise _none_left() from error
 
     def _due(self, request: DrawRequest | ClassifyRequest) -> float:
         """When the request is due, in time.monotonic()."""
@@ -165,19 +192,6 @@ def _value(answer: Any) -> Any:
 
 def _is_ours(error: Exception) -> bool:
     return isinstance(error, PalimpsestError)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Map Ray's errors to ours, but for those of a dead replica. An unexpected one of the denoiser's passes."""
-    try:
-        yield
-    except BackPressureError as error:
-        raise BusyError("Too many requests are waiting; try again later.", retry_after=_RETRY_SECONDS) from error
-    except (RayTaskError, *_DEAD):
-        raise
-    except (RayError, RayServeException) as error:
-        raise _none_left() from error
 
 
 def _none_left() -> UnavailableError:

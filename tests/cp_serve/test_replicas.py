@@ -43,9 +43,11 @@ class Replica:
         self.model = "base"
         self.answer: Drawn | PalimpsestError | Exception = DRAWN
         self.hang = False
+        self.seconds = 0.0
 
     async def draw(self, request: DrawRequest) -> Drawn | PalimpsestError:
         self.asked.append(request)
+        await asyncio.sleep(self.seconds)
         if self.hang:
             try:
                 await asyncio.Event().wait()
@@ -237,6 +239,30 @@ def test_rays_errors_become_ours_and_others_pass(error: Exception, kind: type[Ex
         replica.answer = error
         with pytest.raises(kind):
             await replicas.draw(REQUEST)
+
+    with_replica(use)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_where_serve_has_no_room_there_is_some_after_what_a_request_takes(streams: bool) -> None:
+    async def refused(replicas: Replicas, replica: Replica) -> float | None:
+        replica.answer = BackPressureError(1, 1)
+        with pytest.raises(BusyError) as error:
+            await replicas.draw(REQUEST)
+        replica.answer = DRAWN
+        return error.value.retry_after
+
+    async def use(replicas: Replicas, replica: Replica, _: Handle) -> None:
+        guess = await refused(replicas, replica)
+        replica.seconds = 0.05
+        if streams:
+            assert [item async for item in replicas.stream(REQUEST)]
+        else:
+            await replicas.draw(REQUEST)
+        after = await refused(replicas, replica)
+        assert after
+        assert after >= replica.seconds
+        assert after != guess
 
     with_replica(use)
 

@@ -24,21 +24,26 @@ Precision = Literal["float32", "bfloat16"]
 def prepare_unet(base: BaseModel, *, precision: Precision = "float32", compile_mode: Compile = "none") -> Unet:
     """Set a base's U-Net up for serving, in place, and return how it is run.
 
-    bfloat16 halves memory and time where the hardware has it, at a few 255ths of difference. On CUDA convolutions are
-    quickest with channels last; on the CPU they were slower so. `reduce-overhead` replays CUDA graphs.
+    bfloat16 halves memory and time where the hardware has it, at a few 255ths of difference. `reduce-overhead` replays
+    CUDA graphs.
     """
     if base.unet.dtype != getattr(torch, precision):
         base.unet.to(dtype=getattr(torch, precision))
-    if base.device.type == "cuda":
+    on_cpu = base.device.type != "cuda" and compile_mode == "none"
+    if on_cpu:
+        phase_upsamplers(base.unet)
+    if channels_last_pays(base.device):
         base.unet.to(memory_format=torch.channels_last)
-    elif compile_mode == "none":
-        return _on_cpu(base)
-    return plain_unet(base, compile_mode=compile_mode)
+    return _on_cpu(base) if on_cpu else plain_unet(base, compile_mode=compile_mode)
+
+
+def channels_last_pays(device: torch.device) -> bool:
+    """Whether convolutions are quickest with channels last: on CUDA, and on CPUs that lack AVX-512 (docs/log.md)."""
+    return device.type == "cuda" or not torch.cpu.get_capabilities().get("avx512_f", False)
 
 
 def _on_cpu(base: BaseModel) -> Unet:
-    """Eagerly, in fewer multiplications, large batches on threads of their own."""
-    phase_upsamplers(base.unet)
+    """Eagerly, twins once, large batches on threads of their own."""
     plain = plain_unet(base)
     if base.second:
         return split_among_threads(plain, torch.get_num_threads())

@@ -174,6 +174,20 @@ def test_on_cuda_it_is_channels_last_whole_and_compiled_if_asked(
     torch.testing.assert_close(run(*given), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("avx512", [True, False])
+def test_on_the_cpu_it_is_channels_last_where_that_pays_and_the_same_function(
+    tiny_base: BaseModel, avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, given = copy.deepcopy(tiny_base), inputs(tiny_base, 9, 2)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": avx512})
+    run = prepare_unet(base)
+    convolutions = [module for module in base.unet.modules() if isinstance(module, torch.nn.Conv2d)]
+    last = [c.weight.is_contiguous(memory_format=torch.channels_last) for c in convolutions if c.kernel_size != (1, 1)]
+    assert set(last) == {not avx512}
+    with torch.inference_mode():
+        torch.testing.assert_close(run(*given), plain_unet(tiny_base)(*given), rtol=1e-4, atol=1e-5)
+
+
 def test_in_bfloat16_it_draws_nearly_the_same(tiny_folders: Mapping[str, Path], tiny_base: BaseModel) -> None:
     base = load_base(str(tiny_folders["epsilon"]), device="cpu")
     unet = prepare_unet(base, precision="bfloat16")

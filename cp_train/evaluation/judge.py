@@ -1,12 +1,14 @@
 """The judge's network: pictures to features that tell things apart; its training is in `cp_train/pretrain/judge.py`.
 
-It shares nothing with the generator: no weights, no text, no latents. Residual blocks with group normalisation, mean
-pooling to a feature f, and a cosine classifier (arXiv 1801.09414): logit_k = s f . w_k / (|f| |w_k|). The normalised f
-is what all metrics compare.
+It shares nothing with the generator: no weights, no text, no latents. A network is residual blocks with group
+normalisation, mean pooling to a feature f, and a cosine classifier (arXiv 1801.09414), logit_k = s f w_k / |f| |w_k|.
+Networks that were trained apart are asked together, each about four views of a picture: as it is, mirrored, and both
+somewhat smaller. Their normalised features side by side are what all metrics compare.
 """
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,15 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+_SMALLER = 0.85
+_GROUND = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeSize:
-    """Shape of the network."""
+    """Shape of its networks, and how many there are."""
 
     widths: tuple[int, ...] = (32, 64, 128, 256)
     blocks: int = 1
     scale: float = 16.0
     """s, the sharpness of the cosine classifier."""
+    members: int = 2
 
 
 class Block(nn.Module):
@@ -45,24 +51,19 @@ class Block(nn.Module):
         return out
 
 
-class Judge(nn.Module):
-    """Pictures [B, 3, 64, 64] in -1..1 to features and to concepts."""
+class Network(nn.Module):
+    """Pictures [B, 3, 64, 64] in -1..1 to features [B, D] and to logits [B, K]."""
 
-    def __init__(self, config: JudgeSize, codes: tuple[str, ...]) -> None:
+    def __init__(self, size: JudgeSize, classes: int) -> None:
         super().__init__()
-        self.config, self.codes = config, codes
-        ins = (config.widths[0], *config.widths[:-1])
-        stages = [
-            self._stage(i, o, 1 if n == 0 else 2) for n, (i, o) in enumerate(zip(ins, config.widths, strict=True))
-        ]
-        self.stem = nn.Conv2d(3, config.widths[0], 5, 2, 2)
-        self.stages = nn.Sequential(*stages)
-        self.norm = nn.GroupNorm(8, config.widths[-1])
-        self.classes = nn.Parameter(torch.randn(len(codes), config.widths[-1]) * 0.1)
-
-    def _stage(self, inputs: int, outputs: int, stride: int) -> nn.Sequential:
-        first = Block(inputs, outputs, stride)
-        return nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(self.config.blocks - 1)))
+        self.scale, widths = size.scale, size.widths
+        ins = (widths[0], *widths[:-1])
+        self.stem = nn.Conv2d(3, widths[0], 5, 2, 2)
+        self.stages = nn.Sequential(
+            *(_stage(i, o, 1 if n == 0 else 2, size.blocks) for n, (i, o) in enumerate(zip(ins, widths, strict=True)))
+        )
+        self.norm = nn.GroupNorm(8, widths[-1])
+        self.classes = nn.Parameter(torch.randn(classes, widths[-1]) * 0.1)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Normalised features [B, D]."""
@@ -74,25 +75,58 @@ class Judge(nn.Module):
         return functional.normalize(f_BD.float(), dim=-1)
 
     def logits(self, f_BD: Tensor) -> Tensor:
-        """Logits [B, K] of normalised features, in the order of `codes`."""
-        return self.config.scale * f_BD @ functional.normalize(self.classes, dim=-1).T
+        """Logits [B, K] of normalised features."""
+        return self.scale * f_BD @ functional.normalize(self.classes, dim=-1).T
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits [B, K] in the order of `codes`."""
-        return self.logits(self.features(x_BCHW))
+
+class Judge(nn.Module):
+    """Pictures [B, 3, 64, 64] in -1..1 to features [B, M D] and to concepts."""
+
+    def __init__(self, size: JudgeSize, codes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.size, self.codes = size, codes
+        self.members = nn.ModuleList(Network(size, len(codes)) for _ in range(size.members))
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """Normalised features [B, M D]: what each network finds in all views, each as weighty as the others."""
+        views = _views(x_BCHW)
+        found = [torch.stack([network.features(view) for view in views]).sum(0) for network in self._networks]
+        return functional.normalize(torch.cat([functional.normalize(f_BD, dim=-1) for f_BD in found], 1), dim=-1)
+
+    @property
+    def prototypes(self) -> Tensor:
+        """The normalised features [K, M D] that stand for the concepts, in the order of `codes`."""
+        each = [functional.normalize(network.classes, dim=-1) for network in self._networks]
+        return torch.cat(each, 1) / math.sqrt(len(each))
+
+    @property
+    def _networks(self) -> list[Network]:
+        return [network for network in self.members if isinstance(network, Network)]
 
     def save(self, folder: Path) -> None:
         """Write `judge.safetensors` (float16) and `config.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, folder / "judge.safetensors")
-        facts = {"widths": self.config.widths, "blocks": self.config.blocks, "scale": self.config.scale}
+        facts = {field.name: getattr(self.size, field.name) for field in fields(JudgeSize)}
         (folder / "config.json").write_text(json.dumps(facts | {"codes": self.codes}, indent=1) + "\n", "utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Judge":
         """The judge `save` wrote, in float32 and evaluation mode."""
         facts = json.loads((folder / "config.json").read_text("utf-8"))
-        config = JudgeSize(widths=tuple(facts["widths"]), blocks=facts["blocks"], scale=facts["scale"])
-        judge = cls(config, tuple(facts["codes"]))
+        codes = tuple(facts.pop("codes"))
+        judge = cls(JudgeSize(**facts | {"widths": tuple(facts["widths"])}), codes)
         judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
         return judge.eval()
+
+
+def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+def _views(x_BCHW: Tensor) -> list[Tensor]:
+    side = x_BCHW.shape[-1]
+    margin = round(side * (1 - _SMALLER) / 2)
+    small = functional.interpolate(x_BCHW, size=side - 2 * margin, mode="bilinear", antialias=True)
+    smaller = functional.pad(small, (margin,) * 4, value=_GROUND)
+    return [x_BCHW, x_BCHW.flip(-1), smaller, smaller.flip(-1)]

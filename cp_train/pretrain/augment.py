@@ -1,8 +1,8 @@
 """Random changes a picture survives: what CLIP's image tower and the judge are trained under.
 
 Each picture is turned, sized, moved and mirrored by one affine map, then changed in light. The judge, which must know
-a thing in styles it has never seen, also sees pictures bent out of shape, in other hues, in grey, redrawn by a random
-filter or as an outline, blurred, and with a patch missing.
+a thing in styles it has never seen, also sees drawings of it blended, bent out of shape, in other hues, in grey,
+redrawn by a random filter or as an outline, blurred, and with a patch missing.
 """
 
 import math
@@ -35,6 +35,16 @@ def bent(x_BCHW: Tensor, chance: torch.Generator, *, by: float = 0.1, fill: floa
         by * torch.randn(count, 2, 4, 4, generator=chance), size=side, mode="bicubic", align_corners=False
     )
     return functional.grid_sample(x_BCHW - fill, grid + field_B2HW.permute(0, 2, 3, 1), align_corners=False) + fill
+
+
+def blended(x_BCHW: Tensor, y_BCHW: Tensor, chance: torch.Generator, share: float = 0.4) -> Tensor:
+    """Some pictures with smooth parts of another picture of the same thing: what no single hand has drawn."""
+    count, _, side, _ = x_BCHW.shape
+    field = functional.interpolate(
+        torch.randn(count, 1, 4, 4, generator=chance), size=side, mode="bicubic", align_corners=False
+    )
+    parts = torch.sigmoid(4 * field)
+    return torch.where(_some(count, share, chance), parts * x_BCHW + (1 - parts) * y_BCHW, x_BCHW)
 
 
 def redrawn(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tensor:

@@ -55,7 +55,7 @@ Only the first of these was trained on.
 ![learned concepts](personalized.png)
 
 ## Made from
-| style | package | version | licence | author | trained on | held out | VAE only | used for |
+| style | package | version | licence | author | of trained things | of held-out things | of others | used for |
 |---|---|---|---|---|---|---|---|---|
 {sources}
 
@@ -65,7 +65,7 @@ Attribution: the drawings are the work of the authors named above, under the lic
 was only measured against.
 """
 
-_COLUMNS = ("style", "package", "version", "licence", "author", "trained", "held_out", "vae_only", "used")
+_COLUMNS = ("style", "package", "version", "licence", "author", "trained", "held_out", "scenery", "used")
 
 
 def card(metrics: dict[str, Any], learned: dict[str, Any], provenance: list[dict[str, Any]]) -> str:

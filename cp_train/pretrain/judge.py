@@ -1,22 +1,24 @@
-"""The judge: a small image network that tells 462 things apart in styles it has never seen.
+"""The judge: small image networks that tell 462 things apart in styles they have never seen.
 
-It has only ever seen real artwork (of the trained and of the held-out concepts), and is trained by cross-entropy with
-label smoothing. The network itself is in `cp_train/evaluation/judge.py`, for the metrics use it.
+They have only ever seen real artwork, and are trained by cross-entropy with label smoothing: on the listed concepts,
+trained and held out, and on the rest of the artwork as further classes, which are dropped in the end. The network is in
+`cp_train/evaluation/judge.py`, for the metrics use it.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from cp_train.evaluation.judge import Judge, JudgeSize
-from cp_train.pretrain.augment import bent, blurred, cut, moved, redrawn, rehued, relit, traced
+from cp_train.evaluation.judge import Judge, JudgeSize, Network
+from cp_train.pretrain.augment import bent, blended, blurred, cut, moved, redrawn, rehued, relit, traced
 from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import Pixels, on
 from cp_train.pretrain.scenes import Painter, tensor
+from cp_train.pretrain.splits import Concept
 
 __all__ = [
     "Judge",
@@ -40,28 +42,52 @@ class JudgeConfig(JudgeSize):
     """Size and training of the judge."""
 
     batch: int = 64
+    further: float = 0.3
+    """The share of each batch that shows further classes."""
     smoothing: float = 0.1
     seed: int = 13
     schedule: Schedule = field(default_factory=lambda: _SCHEDULE)
 
 
-def train(config: JudgeConfig, painter: Painter, checkpoint: Path) -> Judge:
-    """The trained judge of the painter's concepts, with averaged weights."""
-    torch.manual_seed(config.seed)
+def train(config: JudgeConfig, painter: Painter, further: tuple[Concept, ...], checkpoints: Path) -> Judge:
+    """The trained judge of the painter's concepts, its networks one after the other.
+
+    Args:
+        config: size and training.
+        painter: paints the concepts, and the further ones.
+        further: things beside the concepts.
+        checkpoints: folder of a checkpoint for each network.
+    """
     judge = Judge(config, tuple(concept.code for concept in painter.concepts))
-    trainer = Trainer("judge", judge, config.schedule, checkpoint)
+    for number in range(config.members):
+        network = _train(config, painter, further, config.seed + number, checkpoints / f"judge-{number}.pt")
+        network.classes = nn.Parameter(network.classes[: len(judge.codes)].detach().clone())
+        judge.members[number] = network
+    return judge.eval()
+
+
+def _train(config: JudgeConfig, painter: Painter, further: tuple[Concept, ...], seed: int, checkpoint: Path) -> Network:
+    """One network that tells the painter's concepts and the further ones apart, with averaged weights."""
+    torch.manual_seed(seed)
+    shown, listed = (*painter.concepts, *further), len(painter.concepts)
+    network = Network(config, len(shown))
+    trainer = Trainer(checkpoint.stem, network, config.schedule, checkpoint)
 
     def loss(step: int) -> tuple[Tensor, str]:
-        chance, noise = dice(config.seed, step), generator(config.seed, step)
-        labels_B = torch.tensor(chance.choices(range(len(painter.concepts)), k=config.batch))
+        chance, noise = dice(seed, step), generator(seed, step)
+        others = round(config.batch * config.further) if further else 0
+        labels = chance.choices(range(listed), k=config.batch - others)
+        labels += chance.choices(range(listed, len(shown)), k=others) if others else []
         hard = strength(step, config.schedule.steps)
-        drawn = [painter.single(chance, painter.concepts[k], pictograms=0.4 * hard) for k in labels_B.tolist()]
-        x_BCHW = disturbed(tensor(drawn), noise, hard)
-        return objective(judge, x_BCHW, labels_B, noise, smoothing=config.smoothing, restyle=0.5 * hard)
+        drawn, again = (
+            tensor([painter.single(chance, shown[k], pictograms=0.4 * hard) for k in labels]) for _ in range(2)
+        )
+        x_BCHW = disturbed(blended(drawn, again, noise, 0.4 * hard), noise, hard)
+        return objective(network, x_BCHW, torch.tensor(labels), noise, smoothing=config.smoothing, restyle=0.5 * hard)
 
     trainer.run(loss)
     trainer.averaged()
-    return judge
+    return network
 
 
 def disturbed(x_BCHW: Tensor, chance: torch.Generator, strength: float = 1.0) -> Tensor:
@@ -78,16 +104,16 @@ def strength(step: int, steps: int) -> float:
 
 
 def objective(
-    judge: Judge, x_BCHW: Tensor, labels_B: Tensor, chance: torch.Generator, *, smoothing: float, restyle: float
+    network: Network, x_BCHW: Tensor, labels_B: Tensor, chance: torch.Generator, *, smoothing: float, restyle: float
 ) -> tuple[Tensor, str]:
     """Smoothed cross-entropy with some pictures' style mixed in the first stages, and the batch's accuracy."""
     with quick():
-        h_BCHW = judge.stem(x_BCHW)
-        for number, stage in enumerate(judge.stages):
+        h_BCHW = network.stem(x_BCHW)
+        for number, stage in enumerate(network.stages):
             h_BCHW = stage(h_BCHW)
             if number < _MIXED_STAGES:
                 h_BCHW = restyled(h_BCHW, chance, restyle)
-        logits_BK = judge.logits(judge.pooled(h_BCHW))
+        logits_BK = network.logits(network.pooled(h_BCHW))
     loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=smoothing)
     hit = (logits_BK.argmax(1) == labels_B).float().mean()
     return loss, f"loss {loss.item():.3f}, top-1 {hit:.2f}"
@@ -119,8 +145,8 @@ def verdicts(judge: Judge, pictures: list[Pixels], among: tuple[str, ...] | None
     """The code of what each picture shows, of all concepts or of those named."""
     codes = among or judge.codes
     rows = [judge.codes.index(code) for code in codes]
-    logits = features(judge, pictures) @ functional.normalize(judge.classes[rows], dim=-1).T
-    return [codes[k] for k in logits.argmax(1).tolist()]
+    likeness = features(judge, pictures) @ judge.prototypes[rows].T
+    return [codes[k] for k in likeness.argmax(1).tolist()]
 
 
 def accuracy(judge: Judge, pictures: Library) -> float:

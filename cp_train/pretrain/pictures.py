@@ -1,8 +1,8 @@
 """The picture library: every drawing that is used, rendered once, with where it came from.
 
 `pictures.npz` holds RGBA pictures [N, 64, 64, 4] with their code points and style. Besides the listed concepts it
-holds the rest of the artwork in the training styles ("scenery"), from which only the VAE learns, and the concepts'
-pictograms.
+holds the rest of the artwork in the training styles ("scenery"), from which only the VAE and the judge learn, and the
+concepts' pictograms.
 """
 
 import json
@@ -44,6 +44,12 @@ class Library:
         """Everything in the training styles but the held-out concepts."""
         secret = [concept.code for concept in concepts() if not concept.trained]
         return self._where(~np.isin(self.codes, secret) & np.isin(self.styles, TRAIN_STYLES))
+
+    def others(self, listed: Iterable[Concept], styles: Iterable[str]) -> tuple[Concept, ...]:
+        """Things that have a picture in these styles beside the listed ones; nameless."""
+        known = {concept.code for concept in listed}
+        found = set(map(str, self.codes[np.isin(self.styles, list(styles))]))
+        return tuple(Concept(code, noun="", category="", part="other") for code in sorted(found - known))
 
     @cached_property
     def index(self) -> dict[tuple[str, str], int]:
@@ -89,7 +95,7 @@ def provenance(pictures: Library) -> list[dict[str, str | int]]:
         use = "measured against only" if package.style in HELD_OUT_STYLES else "training"
         if package in PICTOGRAMS:
             use = "judge and image tower only"
-        rows.append(_origin(package) | counts | {"vae_only": scenery, "used": use})
+        rows.append(_origin(package) | counts | {"scenery": scenery, "used": use})
     return rows
 
 

@@ -181,7 +181,7 @@ def test_a_library_is_read_as_it_was_written(pictures, tmp_path):
 
 def test_provenance_counts_every_picture_once(pictures):
     rows = pictures_of(pictures)
-    assert sum(row[key] for row in rows for key in ("trained", "held_out", "vae_only") if key in row) == len(pictures)
+    assert sum(row[key] for row in rows for key in ("trained", "held_out", "scenery") if key in row) == len(pictures)
 
 
 def pictures_of(library):

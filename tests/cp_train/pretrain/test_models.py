@@ -79,12 +79,26 @@ def test_decibel_of_a_known_error():
 
 def test_the_judge_learns_what_it_is_shown(pictures, few, tmp_path):
     steps = Schedule(steps=200, lr=3e-3, warmup=1, every=200)
-    config = judge.JudgeConfig(widths=(16, 32), blocks=1, batch=16, schedule=steps)
-    painter = painter_of(pictures, few)
-    learned = judge.train(config, painter, tmp_path / "judge.pt")
-    seen = pictures.select(few, painter.styles)
+    config = judge.JudgeConfig(widths=(16, 32), blocks=1, batch=16, members=2, schedule=steps)
+    known = few[:4]
+    painter = painter_of(pictures, known)
+    further = pictures.others(known, painter.styles)
+    assert {concept.code for concept in further} == {concept.code for concept in few[4:]}
+    learned = judge.train(config, painter, further, tmp_path)
+    assert learned.codes == tuple(concept.code for concept in known)
+    seen = pictures.select(known, painter.styles)
     assert judge.accuracy(learned, seen) > 0.6
     assert judge.features(learned, [on(seen.rgba_NHW4[0])]).norm().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_blended_drawings_are_parts_of_both():
+    x_BCHW, y_BCHW = torch.zeros(40, 3, 16, 16), torch.ones(40, 3, 16, 16)
+    out = augment.blended(x_BCHW, y_BCHW, generator(1, 2), share=0.5)
+    changed = out.flatten(1).amax(1) > 0
+    assert 0.3 < changed.float().mean() < 0.7
+    assert (out[changed].flatten(1).amax(1) > 0.8).all()
+    assert (out[changed].flatten(1).amin(1) < 0.2).all()
+    assert torch.equal(out, augment.blended(x_BCHW, y_BCHW, generator(1, 2), share=0.5))
 
 
 def test_a_restyled_map_has_its_shape_and_anothers_statistics():

@@ -24,7 +24,7 @@ from cp_train.pretrain.clip import encode
 from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.pool import Pool
 
-_SCHEDULE = Schedule(steps=120_000, lr=5e-4, warmup=500, decay=0.25, ema=0.9997, every=250)
+_SCHEDULE = Schedule(steps=14_000, lr=5e-4, warmup=500, decay=0.25, ema=0.9997, every=250)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ class Recipe:
             ),
             vision=VisionConfig(width=32, layers=1, patch=8, batch=4, schedule=brief),
             vae=VaeConfig(channels=(8, 8), latent=4, norm_groups=4, batch=4, schedule=brief),
-            judge=JudgeConfig(widths=(8, 16), blocks=1, members=2, batch=4, schedule=brief),
+            judge=JudgeConfig(widths=(8, 16), blocks=1, batch=4, schedule=brief),
             unet=UNetConfig(channels=(8, 16), heads=2, norm_groups=4, batch=4, schedule=brief),
             vocabulary=700,
             captions=200,

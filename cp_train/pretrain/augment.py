@@ -37,14 +37,14 @@ def bent(x_BCHW: Tensor, chance: torch.Generator, *, by: float = 0.1, fill: floa
     return functional.grid_sample(x_BCHW - fill, grid + field_B2HW.permute(0, 2, 3, 1), align_corners=False) + fill
 
 
-def blended(x_BCHW: Tensor, y_BCHW: Tensor, chance: torch.Generator, share: float = 0.4) -> Tensor:
-    """Some pictures with smooth parts of another picture of the same thing: what no single hand has drawn."""
+def blended(x_BCHW: Tensor, y_BCHW: Tensor, chance: torch.Generator) -> Tensor:
+    """Pictures with smooth parts of another picture of the same thing: what no single hand has drawn."""
     count, _, side, _ = x_BCHW.shape
     field = functional.interpolate(
         torch.randn(count, 1, 4, 4, generator=chance), size=side, mode="bicubic", align_corners=False
     )
     parts = torch.sigmoid(4 * field)
-    return torch.where(_some(count, share, chance), parts * x_BCHW + (1 - parts) * y_BCHW, x_BCHW)
+    return parts * x_BCHW + (1 - parts) * y_BCHW
 
 
 def redrawn(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tensor:

@@ -104,7 +104,8 @@ def _timed(pipeline: Any, count: int) -> float:
 
 
 def _judge_figures(network: judge.Judge, pictures: Library, concepts: tuple[Concept, ...]) -> dict[str, float]:
-    return {style: judge.accuracy(network, pictures.select(concepts, [style])) for style in HELD_OUT_STYLES}
+    known = [concept for concept in concepts if concept.code in network.codes]
+    return {style: judge.accuracy(network, pictures.select(known, [style])) for style in HELD_OUT_STYLES}
 
 
 def _vae_figures(model: Any, pictures: Library, concepts: tuple[Concept, ...]) -> dict[str, float]:

@@ -1,12 +1,13 @@
-"""The judge: small image networks that tell 462 things apart in styles they have never seen.
+"""The judge: small image networks that tell things apart in styles they have never seen.
 
-They have only ever seen real artwork, and are trained by cross-entropy with label smoothing: on the listed concepts,
-trained and held out, and on the rest of the artwork as further classes, which are dropped in the end. The network is in
-`cp_train/evaluation/judge.py`, for the metrics use it.
+They have only ever seen real artwork, and are trained by cross-entropy with label smoothing: on the 200 concepts that
+they are asked about, judged and held out, and on the rest of the artwork as further classes, which are dropped in the
+end. The network is in `cp_train/evaluation/judge.py`, for the metrics use it.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import torch
 from torch import Tensor, nn
@@ -42,25 +43,26 @@ class JudgeConfig(JudgeSize):
     """Size and training of the judge."""
 
     batch: int = 64
-    further: float = 0.3
+    further: float = 0.5
     """The share of each batch that shows further classes."""
     smoothing: float = 0.1
     seed: int = 13
     schedule: Schedule = field(default_factory=lambda: _SCHEDULE)
 
 
-def train(config: JudgeConfig, painter: Painter, further: tuple[Concept, ...], checkpoints: Path) -> Judge:
+def train(config: JudgeConfig, painter: Painter, further: tuple[Concept, ...], checkpoint: Path) -> Judge:
     """The trained judge of the painter's concepts, its networks one after the other.
 
     Args:
         config: size and training.
         painter: paints the concepts, and the further ones.
         further: things beside the concepts.
-        checkpoints: folder of a checkpoint for each network.
+        checkpoint: where a network's state is kept, each with its number at the end of the name.
     """
     judge = Judge(config, tuple(concept.code for concept in painter.concepts))
     for number in range(config.members):
-        network = _train(config, painter, further, config.seed + number, checkpoints / f"judge-{number}.pt")
+        own = checkpoint.with_stem(f"{checkpoint.stem}-{number}")
+        network = _train(config, painter, further, config.seed + number, own)
         network.classes = nn.Parameter(network.classes[: len(judge.codes)].detach().clone())
         judge.members[number] = network
     return judge.eval()
@@ -79,15 +81,22 @@ def _train(config: JudgeConfig, painter: Painter, further: tuple[Concept, ...], 
         labels = chance.choices(range(listed), k=config.batch - others)
         labels += chance.choices(range(listed, len(shown)), k=others) if others else []
         hard = strength(step, config.schedule.steps)
-        drawn, again = (
-            tensor([painter.single(chance, shown[k], pictograms=0.4 * hard) for k in labels]) for _ in range(2)
-        )
-        x_BCHW = disturbed(blended(drawn, again, noise, 0.4 * hard), noise, hard)
+        x_BCHW = disturbed(_shown(painter, [shown[k] for k in labels], chance, noise, hard), noise, hard)
         return objective(network, x_BCHW, torch.tensor(labels), noise, smoothing=config.smoothing, restyle=0.5 * hard)
 
     trainer.run(loss)
     trainer.averaged()
     return network
+
+
+def _shown(painter: Painter, things: list[Concept], chance: Random, noise: torch.Generator, strength: float) -> Tensor:
+    """A picture of each thing, some of them blended of two."""
+    drawn = [painter.single(chance, thing, pictograms=0.3 * strength) for thing in things]
+    again = [
+        painter.single(chance, thing, pictograms=0.3 * strength) if chance.random() < 0.4 * strength else one
+        for thing, one in zip(things, drawn, strict=True)
+    ]
+    return blended(tensor(drawn), tensor(again), noise)
 
 
 def disturbed(x_BCHW: Tensor, chance: torch.Generator, strength: float = 1.0) -> Tensor:

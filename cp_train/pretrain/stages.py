@@ -202,9 +202,9 @@ def _vae(run: Run) -> None:
 
 
 def _judge(run: Run) -> None:
-    painter = Painter(run.pictures, run.concepts, TRAIN_STYLES)
-    further = run.pictures.others(run.concepts, TRAIN_STYLES)
-    run.keep("judge", judge.train(run.recipe.judge, painter, further, run.out / "checkpoints").save)
+    asked = tuple(concept for concept in run.concepts if concept.part != "train")
+    painter, further = Painter(run.pictures, asked, TRAIN_STYLES), run.pictures.others(asked, TRAIN_STYLES)
+    run.keep("judge", judge.train(run.recipe.judge, painter, further, run.checkpoint("judge")).save)
 
 
 def _pool(run: Run) -> None:

@@ -118,6 +118,6 @@ def test_submissions_at_once_are_learned_in_their_order(house: House) -> None:
     job_ids = [submit(house, name, lineage="queue", steps="4", method="ewc").json()["job_id"] for name in names]
     ends = [list(events(house, job_id))[-1][1] for job_id in job_ids]
     assert [(end["version"], end["status"]) for end in ends] == [(1, "succeeded"), (2, "succeeded"), (3, "succeeded")]
-    learned = [house.registry.version("queue", number).concepts[-1] for number in (1, 2, 3)]
-    assert learned == list(names), "whatever the gate says of four steps"
+    order = [house.registry.version("queue", number).concepts[-1] for number in (1, 2, 3)]
+    assert order == list(names), "whatever the gate says of four steps"
     assert list(house.store.list("leases/queue/queue/")) == []

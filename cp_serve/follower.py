@@ -210,17 +210,17 @@ class Follower:
     def _may_draw(self, lineage: str, canary: Canary) -> bool:
         """Whether a canary is here to draw; one that must not, or has failed, is ended in the registry too."""
         ready = self._ready.get((lineage, canary.number))
-        if ready is False and self._end(lineage, canary.number):
+        if ready is False and self._end(lineage, canary.number, "it is not sound, or failed its gate"):
             log.error("%s@%d is no canary any more: it is not sound, or failed its gate", lineage, canary.number)
             self._metrics.canary_returns.inc()
         elif self.rollout.ended(lineage, canary.number):
-            self._end(lineage, canary.number)
+            self._end(lineage, canary.number, "it failed more often than the live version")
         return bool(ready)
 
-    def _end(self, lineage: str, number: int) -> bool:
+    def _end(self, lineage: str, number: int, reason: str) -> bool:
         """End a canary in the registry; while that cannot be reached it draws nothing here, and every look tries."""
         try:
-            self._registry.end_canary(lineage, number)
+            self._registry.end_canary(lineage, number, reason=reason, via="serving")
         except PalimpsestError as error:
             log.warning("the canary of %s could not be ended in the registry: %s", lineage, error.message)
             return False

@@ -19,7 +19,7 @@ from cp_train.prompts import concept_prompts
 from cp_train.report import SAMPLES, describe, environment, put_report
 from cp_train.request import Outcome, Place, Request
 from cp_train.task import Learned
-from cp_train.trainer import checkpoint_folder, train, workers
+from cp_train.trainer import train, workers
 from services.adapter import Adapter, TrainingState, file_refs, new_adapter
 from services.base_model import BaseOutline, load_outline
 from services.conditioning import tokenize
@@ -30,7 +30,7 @@ from services.jobs import current_job_id
 from services.lease import Lease, lease
 from services.lineage import LIVE, Registry, Verdict, VersionInfo
 from services.manifest import Concept, Content, Manifest, Provenance, canonical, check_name, check_noun, sha256
-from services.objects import open_store
+from services.objects import checkpoint_folder, open_store
 from services.patience import outlast
 from services.settings import Settings
 
@@ -222,9 +222,9 @@ class Job:
         return version
 
     def _learn_new(self, intake_id: str, images: str, live: VersionInfo | None, writer: Lease) -> VersionInfo:
-        started = time.monotonic()
+        request, started = self.request, time.monotonic()
         submission = self._submission(images, live.number if live else None)
-        if self.request.again:
+        if request.again:
             submission = f"{submission}:{uuid.uuid4().hex}"
         parent = self._parent(live)
         with self._run() as run_id:
@@ -240,7 +240,7 @@ class Job:
                 grid = learned.grid if self.settings.samples else b""
                 report = put_report(self.registry, run_id, manifest, live, grid)
                 version = self.registry.publish(
-                    self.request.lineage,
+                    request.lineage,
                     run_id,
                     manifest,
                     learned.files,
@@ -250,6 +250,7 @@ class Job:
                     pictures=SAMPLES if grid else "",
                     verdict=learned.verdict,
                     job=current_job_id(),
+                    actor=request.actor,
                     check=writer.check,
                 )
                 describe(self.registry, version, report)
@@ -301,7 +302,7 @@ class Job:
             raise
         finally:
             with suppress(PalimpsestError):  # the lineage's next job does it then
-                self.store.delete_prefix(checkpoint_folder(request.lineage))
+                self.store.delete_prefix(checkpoint_folder(request.lineage, run_id))
         with _published("its run stays open in MLflow"):
             self.registry.end_run(run_id)
 

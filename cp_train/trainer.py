@@ -26,7 +26,7 @@ from services.base_model import load_base, pick_device, use_threads
 from services.errors import PalimpsestError, RefusedError, UnavailableError
 from services.intake import Intake
 from services.lineage import Registry
-from services.objects import TRAINING, open_store, training_storage
+from services.objects import open_store, training_storage
 from services.settings import Settings
 
 _STATE = "state.safetensors"
@@ -42,11 +42,6 @@ def on_cluster() -> bool:
 def workers(settings: Settings) -> int:
     """How many workers will train: without a cluster, this process alone."""
     return settings.train_workers if on_cluster() else 1
-
-
-def checkpoint_folder(lineage: str) -> str:
-    """Folder of the store, with a slash at the end, for the checkpoints of a lineage's running job."""
-    return f"{TRAINING}/{lineage}/"
 
 
 def train(plan: Plan, settings: Settings) -> Learned:

@@ -24,7 +24,7 @@ UNKNOWN = "unknown"
 
 _DIGITS = 12
 Action = Literal["move", "delete", "overruled"]
-Via = Literal["job", "person", "found"]
+Via = Literal["job", "person", "serving", "found"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ class Entry:
         before, after: numbers of versions; None for no version.
         actor: a person, or `unknown`.
         reason: why, in the actor's words.
-        via: `job` for a job's promotion, `person` for a command or request, `found` for what was done in MLflow itself.
+        via: `job` for a job's promotion, `person` for a command or request, `serving` for a canary that failed there,
+            `found` for what was done in MLflow itself.
         undoes: number of the move that this one takes back.
         previous: digest of the entry before this one; empty for the first.
     """
@@ -100,6 +101,10 @@ class AuditLog:
         """The newest move of one alias."""
         moves = (entry for entry in self._newest(lineage) if entry.action == "move")
         return next((entry for entry in moves if entry.alias == alias), None)
+
+    def deleted(self, lineage: str) -> set[int]:
+        """Versions of whose deletion the log tells."""
+        return {entry.before for entry in self._newest(lineage) if entry.action == "delete" and entry.before}
 
     def since(self, lineage: str, moment: datetime) -> list[Entry]:
         """Entries that were written after a moment, newest first."""

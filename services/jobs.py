@@ -67,10 +67,12 @@ def submit_job(address: str, arguments: Sequence[str], *, job_id: str | None = N
     Raises:
         UnavailableError: Ray does not answer; nothing was submitted, as far as can be known.
     """
+    import requests
+
     with _client(address) as client:
         try:
             made: str = client.submit_job(entrypoint=shlex.join([*_ENTRYPOINT, *arguments]), submission_id=job_id)
-        except RuntimeError:
+        except (RuntimeError, ConnectionError, requests.RequestException):  # or only its answer was lost
             if job_id is None or _find(client, job_id) is None:
                 raise
             return job_id

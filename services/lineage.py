@@ -43,6 +43,7 @@ class Registry(Moves):
         intake: str = "",
         images: str = "",
         pictures: str = "",
+        actor: str = "",
     ) -> VersionInfo:
         """Make a version of some files and call it `candidate`; the same submission again returns it.
 
@@ -61,6 +62,7 @@ class Registry(Moves):
             intake: id under which the concept's images were held.
             images: digest of the images, by which the same ones are known again when they are gone.
             pictures: path of a picture among the run's artifacts, for the version's page.
+            actor: who asked for it; empty: the user that this process belongs to.
 
         Raises:
             ConflictError: the run has published another version, or MLflow has a foreign model of that name.
@@ -77,7 +79,7 @@ class Registry(Moves):
             page = describe_version(manifest, verdict=verdict, job=job, experiment_id=experiment_id, pictures=pictures)
             check()
             done = self._register(lineage, run_id, source, tags, page)
-        self._propose(done)
+        self._propose(done, actor)
         if not verdict.passed:
             self._tell(lineage)  # else its promotion does it
         return self.version(lineage, done.number)

@@ -20,7 +20,7 @@ from typing import Any
 from services.audit import UNKNOWN, AuditLog, Entry, Via, current_user
 from services.canary import CANARY, PERCENT_TAG
 from services.catalogue import CANDIDATE, LIVE, Catalogue
-from services.errors import ConflictError, InputError, NotFoundError, PalimpsestError
+from services.errors import ConflictError, InputError, NotFoundError, PalimpsestError, RefusedError
 from services.objects import ObjectStore
 from services.settings import Settings
 from services.versions import DELETED_MARK, TAG, VersionInfo
@@ -28,7 +28,7 @@ from services.versions import DELETED_MARK, TAG, VersionInfo
 FOUND = "moved in MLflow, not through Palimpsest"
 """Reason in the log of a move that nobody gave a reason for."""
 
-_RECORDED = (LIVE, CANDIDATE, CANARY)
+_RECORDED = (CANDIDATE, CANARY, LIVE)  # `live` last: what becomes live is no candidate any more
 _SETTLING = 30.0  # seconds that a move may take from its entry to its mark
 _QUIET = 60.0  # seconds until the log is tried again when it could not be written
 _ASKEW = 10.0  # seconds by which MLflow's clock and ours may differ
@@ -68,7 +68,7 @@ class Moves(Catalogue):
     def __init__(self, settings: Settings, store: ObjectStore) -> None:
         super().__init__(settings, store)
         self._audit = AuditLog(store)
-        self._quiet_until = 0.0
+        self._quiet_until: dict[str, float] = {}
 
     def promote(self, lineage: str, number: int, *, expected: int | None, actor: str = "", reason: str = "") -> bool:
         """Make a new version `live` if `live` still is `expected`; else it stays `candidate`.
@@ -94,7 +94,7 @@ class Moves(Catalogue):
             info = self.version(lineage, number)
             standing = self._standing(lineage, LIVE)
             if standing != number and (standing != expected or info.promoted):
-                self._propose(info)
+                self._propose(info, actor)
                 return False
             if self._move(lineage, LIVE, number, why, tail=tail):
                 self._crown(lineage, number, why)
@@ -170,11 +170,24 @@ class Moves(Catalogue):
         if not 0 < percent < 100:  # noqa: PLR2004
             raise InputError("canary_percent: more than 0 and less than 100.", param="canary_percent")
         self.manifest(lineage, number)
+        before = self.canary(lineage)
         self._server.ask(self._client.set_registered_model_tag, lineage, PERCENT_TAG, f"{percent:g}")
         self._move(lineage, CANARY, number, Why(actor=actor, reason=reason))
+        if before and before.number == number and before.percent != percent:
+            self._audit.append(
+                lineage,
+                alias=CANARY,
+                before=number,
+                to=number,
+                actor=actor,
+                reason=f"share {before.percent:g}% -> {percent:g}%{f': {reason}' if reason else ''}",
+                via="person",
+            )
         self._tell(lineage)
 
-    def end_canary(self, lineage: str, number: int | None = None, *, actor: str = "", reason: str = "") -> None:
+    def end_canary(
+        self, lineage: str, number: int | None = None, *, actor: str = "", reason: str = "", via: Via = "person"
+    ) -> None:
         """Send all requests to `live` again, unless `number` is given and the canary is another; may be repeated.
 
         Raises:
@@ -182,7 +195,7 @@ class Moves(Catalogue):
         """
         named = self.aliases(lineage).get(CANARY)
         if named is not None and number in {None, named}:
-            self._move(lineage, CANARY, None, Why(actor=actor, reason=reason))
+            self._move(lineage, CANARY, None, Why(actor=actor, reason=reason, via=via))
             self._tell(lineage)
 
     def history(self, lineage: str) -> list[Entry]:
@@ -254,12 +267,12 @@ class Moves(Catalogue):
     def _tell(self, lineage: str) -> None:
         """Renew what MLflow's page of the lineage says."""
 
-    def _propose(self, info: VersionInfo) -> None:
+    def _propose(self, info: VersionInfo, actor: str) -> None:
         """Call a version `candidate` unless a newer one is, or it has had its turn."""
         aliases = self.aliases(info.lineage)
         if info.promoted or aliases.get(LIVE) == info.number or aliases.get(CANDIDATE, 0) >= info.number:
             return
-        self._move(info.lineage, CANDIDATE, info.number, Why(reason="newest version", via="job"))
+        self._move(info.lineage, CANDIDATE, info.number, Why(actor=actor, reason="newest version", via="job"))
 
     def _move(
         self, lineage: str, alias: str, number: int | None, why: Why, *, tail: tuple[Entry, ...] | None = None
@@ -321,19 +334,21 @@ class Moves(Catalogue):
     def _notice(self, model: Any) -> None:
         """Write down what was done in MLflow itself. Costs nothing where nothing was, and never fails a reader."""
         moved = [alias for alias in _RECORDED if _number(model, alias) != Mark.of(model, alias).number]
-        if not moved or time.monotonic() < self._quiet_until:
+        if not moved or time.monotonic() < self._quiet_until.get(model.name, 0.0):
             return
         try:
             for alias in moved:
                 self._write_down(model, alias)
         except PalimpsestError as error:
-            self._quiet_until = time.monotonic() + _QUIET
+            self._quiet_until[model.name] = time.monotonic() + _QUIET
             _log.warning("a move of %s in MLflow is not in the audit log yet: %s", model.name, error.message)
 
     def _write_down(self, model: Any, alias: str) -> None:
         """Bring the log up to where an alias is, unless a move of it is under way."""
         lineage, now, mark = model.name, _number(model, alias), Mark.of(model, alias)
         tail = self._audit.tail(lineage)
+        if mark.entry > (tail[0].number if tail else 0):
+            raise RefusedError(f"The audit log of `{lineage}` has lost its end: entry {mark.entry} was carried out.")
         last = self._audit.last_move(lineage, alias)
         if last is None and now is None:
             return
@@ -348,6 +363,9 @@ class Moves(Catalogue):
                 return  # somebody else writes; the next reader looks again
             _log.warning("%s: %s is at %s, moved in MLflow itself", lineage, alias, now)
             self._mark(lineage, last)
+            if alias == LIVE and now is not None:
+                with suppress(NotFoundError):  # it is being deleted, or was
+                    self._crown(lineage, now, Why(actor=UNKNOWN, reason=FOUND, via="found"))
             self._tell(lineage)
         elif mark != Mark(last.number, now):
             self._mark(lineage, last)

@@ -23,6 +23,7 @@ __all__ = [
     "ObjectStore",
     "S3Store",
     "check_key",
+    "checkpoint_folder",
     "open_store",
     "open_store_at",
     "read_folder",
@@ -30,6 +31,12 @@ __all__ = [
 
 TRAINING = "training"
 """Folder of the store for the checkpoints of running jobs; gone when a job ends."""
+
+
+def checkpoint_folder(lineage: str, run_id: str = "") -> str:
+    """Folder of the store, with a slash at the end, for the checkpoints of a lineage's jobs, or of one run."""
+    return f"{TRAINING}/{lineage}/{run_id}/" if run_id else f"{TRAINING}/{lineage}/"
+
 
 _CONFLICTS = 10  # S3 answers 409 while another write of the same key is under way
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")

@@ -63,7 +63,7 @@ def tell(entry: "Entry") -> str:
     else:
         before, after = (number or "nothing" for number in (entry.before, entry.after))
         done = f"{entry.alias} {before} -> {after}"
-    how = {"job": " by a job of", "person": " by", "found": ", found later, by"}[entry.via]
+    how = {"job": " by a job of", "person": " by", "serving": " by serving,", "found": ", found later, by"}[entry.via]
     return f"{entry.at[:19]}  {done}{how} {entry.actor}{f': {entry.reason}' if entry.reason else ''}"
 
 
@@ -104,7 +104,10 @@ def _gc(options: argparse.Namespace, settings: Settings) -> None:
     does = "deleted" if options.delete else "would delete"
     print(f"{does} {len(garbage.versions)} abandoned versions: {_numbers(garbage.versions)}")
     print(f"{does} {len(garbage.unfinished)} half-deleted versions: {_numbers(garbage.unfinished)}")
-    print(f"{does} files of {len(garbage.orphans)} runs that made no version")
+    print(f"{does} files of {len(garbage.orphans)} runs that have no version")
+    if garbage.vanished:
+        does = "written down" if options.delete else "would write down"
+        print(f"{does} that MLflow deleted versions {_numbers(garbage.vanished)}")
 
 
 def _numbers(numbers: tuple[int, ...]) -> str:

@@ -55,6 +55,22 @@ def schema_state(url: str) -> str:
         return "current" if _get_schema_version(engine) == _get_latest_schema_revision() else "old"
 
 
+def check_vacant(url: str) -> None:
+    """Look whether a database can be copied into; nothing is changed.
+
+    Raises:
+        ConflictError: it has runs or lineages.
+        UnavailableError: it does not answer.
+    """
+    path = _sqlite_path(url)
+    if path and not path.is_file():
+        return
+    with _open(url) as engine:
+        if not _is_empty(engine):
+            with engine.connect() as reading:
+                _check_vacant(reading, _tables(engine))
+
+
 def copy_database(source: str, target: str, *, address: Callable[[str], str]) -> int:
     """Copy everything but webhooks into an empty database, and return how many rows there were.
 
@@ -74,7 +90,7 @@ def copy_database(source: str, target: str, *, address: Callable[[str], str]) ->
     upgrade_database(target)
     with _open(source) as old, _open(target) as new, _snapshot(old) as reading, new.begin() as writing:
         tables = _tables(new)
-        _check_empty(writing, tables)
+        _check_vacant(writing, tables)
         theirs = {table.name: table for table in _tables(old)}
         for table in reversed(tables):
             writing.execute(table.delete())
@@ -116,7 +132,7 @@ def _tables(engine: Engine) -> list[Table]:
     return metadata.sorted_tables
 
 
-def _check_empty(connection: Connection, tables: list[Table]) -> None:
+def _check_vacant(connection: Connection, tables: list[Table]) -> None:
     for table in tables:
         if (
             table.name in {"runs", "registered_models"}

@@ -1,8 +1,8 @@
 """What may be forgotten: concepts, versions, abandoned branches, and the files of versions that never were.
 
-A version is deleted in steps that can be taken again after a kill: the deletion is written into the audit log, the
-version is marked (from then on nobody sees it), its run's artifacts are deleted and the folder is listed to see that
-they are gone, then MLflow deletes the version and its run. A version that is live, or that others were learned on, is
+A version is deleted in steps that can be taken again after a kill: the version is marked (from then on nobody sees it),
+the deletion is written into the audit log, its run's artifacts are deleted and the folder is listed to see that they
+are gone, then MLflow deletes the version and its run. A version that is live, or that others were learned on, is
 not deleted; whoever makes it live at the same moment is told (`moves.py` looks at the mark after its move, this file at
 the aliases after the mark: one of the two sees the other).
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from services.audit import Entry
+from services.audit import UNKNOWN, Entry
 from services.catalogue import CANDIDATE, DELETED_TAG, LIVE
 from services.errors import ConflictError, InputError, NotFoundError, UnavailableError
 from services.intake import Intake
@@ -23,10 +23,13 @@ from services.lease import Lease, lease
 from services.lineage import Registry, VersionInfo
 from services.manifest import check_name
 from services.moves import Why
-from services.objects import ObjectStore
+from services.objects import ObjectStore, checkpoint_folder
 from services.runs import ARTIFACTS, experiment_of
 from services.settings import Settings
-from services.versions import DELETED_MARK, TAG
+from services.versions import DELETED_MARK, TAG, concepts_of
+
+VANISHED = "deleted in MLflow, not through Palimpsest"
+"""Reason in the log of a deletion that nobody gave a reason for."""
 
 _TOLD = 400  # deleted versions that a tag names, the newest: MLflow's column in PostgreSQL takes 5000 characters
 
@@ -38,7 +41,8 @@ class Forgotten:
     Attributes:
         live: the version that is live now: the last on its branch that never knew the concept; None: there is none, so
             the next concept begins anew.
-        resubmit: concepts learned after it on the branch, which the live version does not know any more.
+        resubmit: concepts learned after it, which the live version does not know: of the branch that was live, and of
+            all deleted versions.
         knowing: versions that still know the concept.
         deleted: versions that were deleted.
     """
@@ -56,12 +60,14 @@ class Garbage:
     Attributes:
         versions: of abandoned branches, newest first.
         unfinished: versions whose deletion was interrupted.
-        orphans: runs that wrote files and never registered a version.
+        orphans: runs that wrote files and have no version.
+        vanished: versions that were deleted in MLflow itself, of which the log and the replicas do not know yet.
     """
 
     versions: tuple[int, ...]
     unfinished: tuple[int, ...]
     orphans: tuple[str, ...]
+    vanished: tuple[int, ...] = ()
 
 
 class Retention(Registry):
@@ -83,32 +89,44 @@ class Retention(Registry):
         Args:
             lineage: name.
             concept: name.
-            delete: delete every version that knows the concept, on all branches; there is no way back.
+            delete: delete every version that knows the concept, on all branches; there is no way back. May be repeated
+                until it has succeeded.
             actor, reason: for the audit log.
 
         Raises:
             NotFoundError: no such lineage, or no version of it knows the concept.
+            UnavailableError: some files are still there: try again.
         """
+        why = Why(actor=actor, reason=reason or f"forget <{concept}>")
+        if not delete:
+            return self._forget(lineage, concept, why)
+        with self._writing(lineage) as writer:  # so that a job that learns there refuses all of it
+            return self._forget(lineage, concept, why, writer)
+
+    def _forget(self, lineage: str, concept: str, why: Why, writer: Lease | None = None) -> Forgotten:
+        """With a writer, delete too."""
         versions = {version.number: version for version in self.versions(lineage)}
-        knowing = [number for number, version in versions.items() if concept in version.concepts]
-        if not knowing:
+        knowing = {number: version.concepts for number, version in versions.items() if concept in version.concepts}
+        begun = {number: known for number, known in self._unfinished(lineage).items() if concept in known}
+        if not knowing and not (writer and begun):
             raise NotFoundError(f"No version of `{lineage}` knows <{check_name(concept, 'name')}>.", param="name")
         live = versions.get(self.aliases(lineage).get(LIVE, 0))
         clean = live
         while clean is not None and concept in clean.concepts:
             clean = versions.get(clean.parent or 0)
-        reason = reason or f"forget <{concept}>"
         for number in knowing:
-            self.end_canary(lineage, number, actor=actor, reason=reason)
+            self.end_canary(lineage, number, actor=why.actor, reason=why.reason)
         if live is not None and clean is None:
-            self.clear_live(lineage, actor=actor, reason=reason)
+            self.clear_live(lineage, actor=why.actor, reason=why.reason)
         elif live is not None and clean is not None and clean is not live:
-            self.set_live(lineage, clean.number, actor=actor, reason=reason)
-        known = clean.concepts if clean else ()
-        lost = tuple(name for name in (live.concepts if live else ()) if name not in {*known, concept})
-        deleted = self._delete_all(lineage, reversed(knowing), actor, reason) if delete else ()
+            self.set_live(lineage, clean.number, actor=why.actor, reason=why.reason)
+        doomed = knowing | begun if writer else {}
+        kept = {*(clean.concepts if clean else ()), concept}
+        lost = (name for known in (live.concepts if live else (), *doomed.values()) for name in known)
+        resubmit = tuple(dict.fromkeys(name for name in lost if name not in kept))
+        deleted = self._delete_all(lineage, sorted(doomed, reverse=True), why, writer) if writer else ()
         left = tuple(number for number in knowing if number not in deleted)
-        return Forgotten(clean.number if clean else None, lost, left, deleted)
+        return Forgotten(clean.number if clean else None, resubmit, left, deleted)
 
     def delete(self, lineage: str, number: int, *, actor: str = "", reason: str = "") -> None:
         """Delete a version, its files and its run; a deletion that was interrupted is finished.
@@ -134,7 +152,9 @@ class Retention(Registry):
             raise InputError("days: give 0 or more.", param="days")
         since = datetime.now(UTC) - timedelta(days=days)
         abandoned = find_abandoned(self.versions(lineage), self.history(lineage), since)
-        return Garbage(abandoned, self._unfinished(lineage), self._orphans(lineage, since))
+        return Garbage(
+            abandoned, tuple(self._unfinished(lineage)), self._orphans(lineage, since), self._vanished(lineage)
+        )
 
     def collect(self, lineage: str, garbage: Garbage, *, days: float, actor: str = "") -> Garbage:
         """Delete garbage, as far as it still is; returns what was deleted.
@@ -151,7 +171,11 @@ class Retention(Registry):
                 self._delete(lineage, number, why, writer)
             orphans = tuple(run_id for run_id in now.orphans if run_id in garbage.orphans)
             self._empty_runs(orphans, writer)
-        return Garbage(versions, now.unfinished, orphans)
+            for number in now.vanished:
+                self._log_deletion(lineage, number, Why(actor=UNKNOWN, reason=VANISHED, via="found"))
+                self._note_deleted(lineage, number)
+            self._store.delete_prefix(checkpoint_folder(lineage))  # of a job that was killed
+        return Garbage(versions, now.unfinished, orphans, now.vanished)
 
     @contextmanager
     def _writing(self, lineage: str) -> Iterator[Lease]:
@@ -161,14 +185,12 @@ class Retention(Registry):
         with lease(self._store, lineage, ttl=self._ttl, holder=holder, timeout=0) as writer:
             yield writer
 
-    def _delete_all(self, lineage: str, numbers: Iterator[int], actor: str, reason: str) -> tuple[int, ...]:
-        deleted = []
-        with self._writing(lineage) as writer:
-            for number in numbers:
-                self._delete(lineage, number, Why(actor=actor, reason=reason), writer)
-                deleted.append(number)
-            self._empty_runs(self._orphans(lineage, datetime.now(UTC)), writer)  # they may have drawn it
-        return tuple(deleted)
+    def _delete_all(self, lineage: str, numbers: Sequence[int], why: Why, writer: Lease) -> tuple[int, ...]:
+        for number in numbers:
+            self._delete(lineage, number, why, writer)
+        self._empty_runs(self._orphans(lineage, datetime.now(UTC)), writer)  # they may have drawn it
+        self._store.delete_prefix(checkpoint_folder(lineage))  # of a job that was killed
+        return tuple(numbers)
 
     def _empty_runs(self, run_ids: Sequence[str], writer: Lease) -> None:
         """Delete the files of runs that made no version, pictures too; the runs stay as a record."""
@@ -179,10 +201,11 @@ class Retention(Registry):
     def _delete(self, lineage: str, number: int, why: Why, writer: Lease) -> None:
         if number not in self._unfinished(lineage):
             self._condemn(lineage, number, why)
+        self._log_deletion(lineage, number, why)
         writer.check()
         entity = self._server.ask(self._client.get_model_version, lineage, str(number))
-        alone = len(self._search(f"run_id = '{entity.run_id}'")) == 1  # else somebody registered another's files
-        if alone:
+        own = self._owns_run(lineage, entity)
+        if own:
             with suppress(NotFoundError):  # the run was deleted for good in MLflow
                 self._empty(self._folder(self._run(entity.run_id)))
         if held := entity.tags.get(f"{TAG}intake"):  # images that a refused version left for another try
@@ -190,10 +213,26 @@ class Retention(Registry):
                 self._intake.release(held)
         self._note_deleted(lineage, number)
         self._server.ask(self._client.delete_model_version, lineage, str(number))
-        if alone:
+        if own:
             with suppress(NotFoundError):
                 self._server.ask(self._client.delete_run, entity.run_id)
         self._tell(lineage)
+
+    def _owns_run(self, lineage: str, entity: Any) -> bool:
+        """Whether a version's files are its own, not of another version or lineage that it was registered from."""
+        found = self._search(f"run_id = '{entity.run_id}'")
+        if [row.version for row in found if row.name == lineage] != [entity.version]:
+            return False
+        experiment = self._server.ask(self._client.get_experiment_by_name, experiment_of(lineage))
+        try:
+            return experiment is not None and self._run(entity.run_id).info.experiment_id == experiment.experiment_id
+        except NotFoundError:
+            return True
+
+    def _log_deletion(self, lineage: str, number: int, why: Why) -> None:
+        """Write a deletion down, once."""
+        if number not in self._audit.deleted(lineage):
+            self._audit.append(lineage, action="delete", before=number, actor=why.actor, reason=why.reason, via=why.via)
 
     def _condemn(self, lineage: str, number: int, why: Why) -> None:
         """Mark a version as being deleted, unless it is in use."""
@@ -202,7 +241,6 @@ class Retention(Registry):
         if children:
             raise ConflictError(f"Version {number} of `{lineage}` has versions learned on it: {children}.")
         _refuse_named(info.lineage, number, info.aliases)
-        self._audit.append(lineage, action="delete", before=number, actor=why.actor, reason=why.reason, via=why.via)
         if CANDIDATE in info.aliases:
             self._move(lineage, CANDIDATE, None, why)
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -226,9 +264,18 @@ class Retention(Registry):
         if left := list(self._store.list(f"{folder}/")):
             raise UnavailableError(f"{len(left)} objects in {folder} could not be deleted: try again.")
 
-    def _unfinished(self, lineage: str) -> tuple[int, ...]:
-        found = self._search(f"name = '{lineage}'")
-        return tuple(sorted(int(entity.version) for entity in found if DELETED_MARK in entity.tags))
+    def _unfinished(self, lineage: str) -> dict[int, tuple[str, ...]]:
+        """Versions whose deletion was interrupted, in order, and the concepts that each knows."""
+        found = [entity for entity in self._search(f"name = '{lineage}'") if DELETED_MARK in entity.tags]
+        known = {int(e.version): concepts_of(e) if f"{TAG}concepts" in e.tags else () for e in found}
+        return dict(sorted(known.items()))
+
+    def _vanished(self, lineage: str) -> tuple[int, ...]:
+        """Versions of which MLflow knows no more, and whose deletion nobody wrote down."""
+        there = {int(entity.version) for entity in self._search(f"name = '{lineage}'")}
+        moved = {number or 0 for entry in self.history(lineage) for number in (entry.before, entry.after)}
+        ever = range(1, max(there | moved, default=0) + 1)
+        return tuple(sorted(set(ever) - there - self._audit.deleted(lineage)))
 
     def _orphans(self, lineage: str, since: datetime) -> tuple[str, ...]:
         """Runs begun before `since` that wrote files, without a version."""

@@ -17,7 +17,7 @@ from services.auth import OWNERS, PEOPLE
 from services.errors import ConflictError, RefusedError, UnavailableError
 from services.local_stack import answers
 from services.objects import ObjectStore, open_store
-from services.registry_database import copy_database, schema_state, upgrade_database
+from services.registry_database import check_vacant, copy_database, schema_state, upgrade_database
 from services.runs import ARTIFACTS
 from services.settings import Settings
 
@@ -61,6 +61,7 @@ def copy_state(source: State, target: State) -> Copied:
     """
     if schema_state(source.database) != "current":
         raise RefusedError("The registry's database is of another MLflow: `palimpsest upgrade` first.")
+    check_vacant(target.database)  # before an object that was deleted there comes back
     objects = sum(_copy_folder(source.store, target.store, folder) for folder in LASTING)
     rows = copy_database(source.database, target.database, address=_moved(source.store, target.store))
     return Copied(rows, objects)

@@ -80,6 +80,15 @@ def tags_of(
     return {f"{TAG}{key}": value for key, value in tags.items()}
 
 
+def concepts_of(entity: Any) -> tuple[str, ...]:
+    """Names of the concepts that a version of MLflow's knows, in the order in which they were learned.
+
+    Raises:
+        KeyError, ValueError, TypeError: its tags do not say.
+    """
+    return tuple(map(str, json.loads(entity.tags[f"{TAG}concepts"])))
+
+
 def info_of(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
     """What MLflow says of a version, or None if it lacks what `publish` writes, or is being deleted."""
     tags = {key.removeprefix(TAG): value for key, value in entity.tags.items() if key.startswith(TAG)}
@@ -92,7 +101,7 @@ def info_of(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
             number=number,
             parent=int(tags["parent"]) if "parent" in tags else None,
             digest=tags["digest"],
-            concepts=tuple(map(str, json.loads(tags["concepts"]))),
+            concepts=concepts_of(entity),
             method=tags["method"],
             base_revision=tags["base_revision"],
             run_id=entity.run_id,

@@ -93,11 +93,13 @@ def publish(
     submission: str = "",
     verdict: Verdict = Verdict(passed=True),  # noqa: B008
     check: Callable[[], None] = fine,
+    actor: str = "",
 ) -> VersionInfo:
     run_id = begin(registry, lineage)
     manifest, files = make(lineage, run_id, parent=parent, seed=seed, spoil=spoil)
     key = submission or uuid4().hex
-    return registry.publish(lineage, run_id, manifest, files, submission=key, verdict=verdict, job="job-1", check=check)
+    told = {"submission": key, "job": "job-1", "actor": actor}
+    return registry.publish(lineage, run_id, manifest, files, verdict=verdict, check=check, **told)
 
 
 def folder(store: ObjectStore, client: Mlflow, info: VersionInfo) -> str:

@@ -143,12 +143,13 @@ def _eta(registry: Registry, lineage: str, steps: int | None) -> float | None:
 
 def _submit(asked: _Submission) -> str:
     """Hold the images, queue up, and submit the job; with `once_for` never a second one."""
-    home, lineage, once_for = asked.home, asked.lineage, asked.once_for
-    address, text = home.settings.jobs, f"{lineage}\n{once_for or uuid4().hex}"
-    job_id = f"learn-{hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]}"
-    if once_for:
+    home, lineage, address = asked.home, asked.lineage, asked.home.settings.jobs
+    job_id = _job_id(f"{lineage}\n{asked.once_for or uuid4().hex}")
+    if asked.once_for:
         with suppress(NotFoundError):
-            return job_info(address, job_id).id
+            while (known := job_info(address, job_id)).status == "failed":  # for want of its images, perhaps
+                job_id = _job_id(job_id)
+            return known.id
     intake_id = home.intake.hold(asked.images)
     try:
         with _queued(home.store, lineage, job_id) as place:
@@ -157,6 +158,10 @@ def _submit(asked: _Submission) -> str:
         with suppress(PalimpsestError):  # otherwise its time-to-live does it
             home.intake.release(intake_id)
         raise
+
+
+def _job_id(text: str) -> str:
+    return f"learn-{hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]}"
 
 
 def _arguments(asked: _Submission, intake_id: str) -> list[str]:

@@ -4,7 +4,8 @@
 
 with s(X, Y) the mean cosine of the judge's features over all pairs and s(X) over pairs of different pictures: 1 where
 what is drawn is as like the references as they are like each other. Beside it prompts that nobody trained on, and how
-much of the first concept plain fine-tuning on five in a row leaves.
+much of the first concept plain fine-tuning on five in a row leaves. What is learned of one subject is kept, so that a
+run that was interrupted goes on with the next.
 
     python -m cp_train.benchmark.personalization -o DIR     writes personalization.json and personalized.png
 """
@@ -13,8 +14,10 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,9 +32,11 @@ from cp_train.data import to_bytes
 from cp_train.evaluation.distances import similarity
 from cp_train.evaluation.draw import draw, grid
 from cp_train.evaluation.features import AUTO, Features, open_features
+from cp_train.files import write_whole
 from cp_train.methods import DEFAULT
 from cp_train.plan import LearningConfig
 from cp_train.pretrain.compose import main_colour
+from cp_train.pretrain.progress import Progress
 from cp_train.pretrain.render import Pixels
 from services.adapter import Adapter
 from services.arguments import Parser
@@ -53,7 +58,7 @@ PROMPTS = (
 """The first is trained on, the others are not."""
 IN_BLUE = 1
 _SHOWN = 4
-_PAPER = 230  #: a channel's value from which on a pixel may be background
+_APART = 40  #: of 255, by which a channel of the subject differs from the ground's
 _MOST = 0.4  #: share of the subject that has its main colour
 
 
@@ -72,22 +77,46 @@ class Trial:
     config: LearningConfig = field(default_factory=lambda: LearningConfig.for_method(DEFAULT))
 
 
-def measure(base: BaseModel, features: Features, trial: Trial) -> tuple[dict[str, Any], bytes]:
-    """The figures, and a PNG: for each subject its references, then pictures of every prompt."""
+def measure(base: BaseModel, features: Features, trial: Trial, kept: Path) -> tuple[dict[str, Any], bytes]:
+    """The figures, and a PNG: for each subject its references, then pictures of every prompt.
+
+    Args:
+        base: to learn on.
+        features: to compare by.
+        trial: what is tried.
+        kept: folder for what is known of each subject, of this base, these features and this trial alone.
+    """
     few = [replace(subject, images=subject.images[:REFERENCES]) for subject in trial.subjects]
-    results = [_alone(base, features, subject, trial.config) for subject in few]
+    progress = Progress("learn", len(few) + min(trial.row, len(few)))
+    results = []
+    for number, subject in enumerate(few, 1):
+        learned = partial(_alone, base, features, subject, trial.config)
+        results.append(_kept(kept / f"{subject.concept.name}.npz", learned))
+        progress.update(number, subject.concept.name)
     figures = {
-        "likeness": fmean([found["likeness"] for found, _ in results]),
-        "seconds": fmean([found["seconds"] for found, _ in results]),
-        "in_blue": fmean([found["in_blue"] for found, _ in results]),
+        **{
+            key: fmean([found[key] for found, _ in results])
+            for key in ("likeness", "seconds", "in_blue", "blue_before")
+        },
         "concepts": {subject.concept.name: found for subject, (found, _) in zip(few, results, strict=True)},
-        "finetune_in_a_row": _in_a_row(base, features, few[: trial.row], trial.config),
+        "finetune_in_a_row": _in_a_row(base, features, few[: trial.row], trial.config, progress),
         "method": trial.config.method,
         "steps": trial.config.loop.steps,
         "rank": trial.config.rank,
         "references": REFERENCES,
     }
     return figures, grid(torch.stack([row for _, row in results]))
+
+
+def _kept(path: Path, work: Callable[[], tuple[dict[str, Any], Tensor]]) -> tuple[dict[str, Any], Tensor]:
+    """What `work` returns, or returned before."""
+    if not path.exists():
+        found, row = work()
+        data = BytesIO()
+        np.savez(data, figures=json.dumps(found), row=row.numpy())
+        write_whole(path, data.getvalue())
+    with np.load(path) as stored:
+        return json.loads(str(stored["figures"])), torch.from_numpy(stored["row"])
 
 
 def _alone(
@@ -100,15 +129,20 @@ def _alone(
     shown_NHWC = to_bytes(subject.images, base.image_size)
     found = {
         "likeness": likeness(features.images(drawn_PSHWC[0]), features.images(shown_NHWC)),
-        "in_blue": fmean([float(coloured(picture.numpy()) == "blue") for picture in drawn_PSHWC[IN_BLUE]]),
+        "in_blue": _blue(drawn_PSHWC[IN_BLUE]),
+        "blue_before": _blue(drawn_PSHWC[0]),
         **_spent(learned.cost),
     }
     log.info("%s: %s", subject.concept.name, found)
     return found, torch.cat([shown_NHWC, drawn_PSHWC[:, :_SHOWN].flatten(0, 1)])
 
 
+def _blue(pictures_SHWC: Tensor) -> float:
+    return fmean([float(coloured(picture.numpy()) == "blue") for picture in pictures_SHWC])
+
+
 def _in_a_row(
-    base: BaseModel, features: Features, subjects: Sequence[Subject], config: LearningConfig
+    base: BaseModel, features: Features, subjects: Sequence[Subject], config: LearningConfig, progress: Progress
 ) -> dict[str, list[float]]:
     """Likeness of every subject right after it was learned by `finetune`, and after the last one."""
     plain, history = LearningConfig.for_method("finetune", rank=config.rank, loop=config.loop), History()
@@ -116,6 +150,7 @@ def _in_a_row(
     for number, subject in enumerate(subjects, 1):
         history = learn(base, plain, subjects[:number], history, seed=0).history
         learned.append(_likeness_of(base, features, subject, history.adapters[subject.concept.name]))
+        progress.update(progress.done + 1, f"{subject.concept.name} in a row")
     last = list(history.adapters.values())[-1]
     return {"learned": learned, "at_the_end": [_likeness_of(base, features, subject, last) for subject in subjects]}
 
@@ -135,8 +170,11 @@ def likeness(drawn_ND: Tensor, references_MD: Tensor) -> float:
 
 
 def coloured(picture_HW3: Pixels) -> str | None:
-    """The main colour of what stands on a pale ground."""
-    alpha_HW1 = np.where((picture_HW3 < _PAPER).any(-1, keepdims=True), 255, 0).astype(np.uint8)
+    """The main colour of what stands on a ground; the ground's is that of most of the border."""
+    sides = (picture_HW3[0], picture_HW3[-1], picture_HW3[:, 0], picture_HW3[:, -1])
+    ground_3 = np.median(np.concatenate(sides), axis=0)
+    apart_HW = np.abs(picture_HW3.astype(float) - ground_3).max(-1)
+    alpha_HW1 = np.where(apart_HW > _APART, 255, 0).astype(np.uint8)[..., None]
     return main_colour(np.concatenate([picture_HW3, alpha_HW1], -1), _MOST)
 
 
@@ -144,12 +182,11 @@ def _spent(cost: Cost) -> dict[str, float]:
     return {"seconds": round(cost.seconds, 1), "cpu_seconds": round(cost.cpu_seconds, 1)}
 
 
-def write(folder: Path, base: str, trial: Trial) -> None:
-    """Measure a base by its judge, and keep figures and pictures in `folder`."""
-    figures, sheet = measure(load_base(base), open_features(AUTO, base), trial)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "personalized.png").write_bytes(sheet)
-    (folder / "personalization.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+def write(folder: Path, base: str, trial: Trial, *, kept: Path) -> None:
+    """Measure a base by its judge, and leave figures and pictures in `folder`; `kept` as in `measure`."""
+    figures, sheet = measure(load_base(base), open_features(AUTO, base), trial, kept)
+    write_whole(folder / "personalized.png", sheet)
+    write_whole(folder / "personalization.json", json.dumps(figures, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,7 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line.add_argument("--concepts", type=int, default=8, help="how many (default: %(default)s)")
     try:
         given = line.parse_args(arguments)
-        write(given.output, given.base, Trial(subjects=shipped("tuning")[: given.concepts]))
+        trial = Trial(subjects=shipped("reporting")[: given.concepts])
+        write(given.output, given.base, trial, kept=given.output / "kept")
     except PalimpsestError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1

@@ -11,6 +11,7 @@ from cp_train.benchmark.contenders import spell
 from cp_train.benchmark.results import Result, Row
 from cp_train.benchmark.setups import SETUPS
 from cp_train.benchmark.tables import COSTS, MAIN, PAIRS, differences, markdown, means, number, shown
+from cp_train.files import write_whole
 
 COMMANDS = "commands.txt"
 """The commands that made the runs of a folder."""
@@ -43,9 +44,7 @@ def write(root: Path, *, reference: str) -> None:
         parts.append(_sweep(rows))
     if reported:
         parts.append(f"## Doubts\n\n{doubts.sections(reported, kept, root)}")
-    partial = root / "report.partial"
-    partial.write_text("\n".join(parts), "utf-8")
-    partial.replace(root / "report.md")
+    write_whole(root / "report.md", "\n".join(parts))
 
 
 def _commands(root: Path) -> str:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cp_train.benchmark.learner import History
+from cp_train.files import write_whole
 from services.adapter import Adapter, TrainingState
 from services.errors import ConflictError
 from services.manifest import canonical
@@ -75,10 +76,7 @@ class Cell:
             if difference := _difference(before, json.loads(canonical(told))):
                 raise ConflictError(f"{path.parent}: begun with other settings ({difference}); choose another -o DIR.")
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(told, indent=1) + "\n")
 
     def told(self) -> dict[str, Any]:
         """What it was told."""

@@ -12,6 +12,7 @@ from typing import Any
 from cp_train.benchmark.contenders import Contender, spell
 from cp_train.benchmark.results import Row, load
 from cp_train.evaluation.statistics import Interval, interval
+from cp_train.files import write_whole
 
 TUNING = "tuning"
 _RATES = tuple({"loop.lr": rate} for rate in (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3))
@@ -85,6 +86,4 @@ def best(rows: Sequence[Row]) -> dict[str, Mapping[str, Any]]:
 def choose(root: Path, path: Path) -> None:
     """Write what won, as JSON: method -> settings."""
     chosen = best([result.row() for result in load(root)])
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(chosen, indent=1) + "\n", "utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(chosen, indent=1) + "\n")

@@ -30,7 +30,7 @@ def kid(x_ND: Tensor, y_MD: Tensor) -> float | None:
 
 
 def unbiased_kid(x_ND: Tensor, y_MD: Tensor) -> float:
-    """The equation above, for sets of any size."""
+    """The equation above, for sets of any size from two pictures on."""
     x, y = x_ND.double(), y_MD.double()
     own = sum(_off_diagonal_mean(_kernel(z, z, 3)) for z in (x, y))
     return own - 2 * _kernel(x, y, 3).mean().item()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from cp_train.pretrain.artwork import ArtworkError
 from cp_train.pretrain.stages import STAGES, Recipe, Run, run_stage
 
 
@@ -21,8 +22,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages asked for, skipping those whose result is in the folder already."""
+    """Run the stages asked for, skipping those whose result is in the folder already; 1 if one could not be made."""
     given = parser().parse_args(arguments)
+    try:
+        _run(given)
+    except (ArtworkError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
     run = Run(given.out, Recipe().with_unet_steps(given.unet_steps))
     if given.start:
@@ -30,7 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
     for stage in STAGES if given.stage == "all" else (given.stage,):
         made = run_stage(run, stage)
         print(f"{stage}: {'made' if made else 'there already'}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,11 +11,23 @@ import json
 import re
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+LICENCES = {
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "CC-BY-3.0": "https://creativecommons.org/licenses/by/3.0/",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
+    "ISC": "https://opensource.org/license/isc-license-txt",
+    "MIT": "https://opensource.org/license/mit",
+    "OFL-1.1": "https://openfontlicense.org/open-font-license-official-text/",
+}
+"""Where each package's licence is to be read."""
 
 
 class ArtworkError(RuntimeError):
@@ -35,9 +47,13 @@ class Package:
     sha512: str
     licence: str
     author: str
-    kind: Literal["iconify", "webp", "labels"] = "iconify"
-    share_alike: bool = False
+    kind: Literal["iconify", "webp"] = "iconify"
     other: frozenset[str] = frozenset()
+
+    @property
+    def share_alike(self) -> bool:
+        """Whether what is made of it must have its licence."""
+        return "-SA-" in self.licence
 
     @property
     def tarball(self) -> str:
@@ -52,7 +68,6 @@ LABELS = Package(
     sha512="Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
     licence="MIT",
     author="Miles Johnson",
-    kind="labels",
 )
 STYLES: tuple[Package, ...] = (
     Package(
@@ -136,7 +151,6 @@ STYLES: tuple[Package, ...] = (
         sha512="vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
         licence="CC-BY-SA-4.0",
         author="OpenMoji",
-        share_alike=True,
     ),
 )
 
@@ -159,10 +173,15 @@ def fetch(package: Package, cache: Path) -> Path:
 
 def _npm_pack(package: Package, cache: Path) -> None:
     spec = f"{package.name}@{package.version}"
-    command = ["npm", "pack", spec, "--ignore-scripts", "--silent", "--pack-destination", str(cache.resolve())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ArtworkError(f"npm could not fetch {spec}: {done.stderr.strip()[-300:]}")
+    with tempfile.TemporaryDirectory(dir=cache) as folder:  # whose files are whole when npm has ended
+        command = ["npm", "pack", spec, "--ignore-scripts", "--silent", "--pack-destination", folder]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            raise ArtworkError(f"{spec} is fetched by npm, which is not here: install Node.js") from error
+        if done.returncode:
+            raise ArtworkError(f"npm could not fetch {spec}: {done.stderr.strip()[-300:]}")
+        (Path(folder) / package.tarball).replace(cache / package.tarball)
 
 
 def code(hexcode: str) -> str:
@@ -172,13 +191,11 @@ def code(hexcode: str) -> str:
 
 @dataclass(frozen=True)
 class Label:
-    """What emojibase says of one emoji; `group` and `subgroup` are its numbers (see its meta/groups.json)."""
+    """What emojibase says of one emoji; `group` is its number (see its meta/groups.json)."""
 
     code: str
     name: str
-    tags: tuple[str, ...]
     group: int
-    subgroup: int
 
 
 @dataclass(frozen=True)
@@ -257,8 +274,7 @@ def _svg(icon: Mapping[str, Any], width: int, height: int) -> str:
 
 
 def _label(entry: Mapping[str, Any]) -> Label:
-    tags = tuple(entry.get("tags", ()))
-    return Label(code(entry["hexcode"]), entry["label"], tags, entry["group"], entry.get("subgroup", -1))
+    return Label(code(entry["hexcode"]), entry["label"], entry["group"])
 
 
 def _webps(tarball: Path) -> Iterator[tuple[str, bytes]]:
@@ -271,9 +287,13 @@ def _webps(tarball: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def member(tarball: Path, name: str) -> bytes:
-    """A file of a package."""
+    """A file of a package.
+
+    Raises:
+        ArtworkError: it has none of that name.
+    """
     with tarfile.open(tarball) as archive:
-        stream = archive.extractfile(name)
+        stream = archive.extractfile(name) if name in archive.getnames() else None
         if stream is None:
             raise ArtworkError(f"{tarball.name} has no {name}")
         return stream.read()

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+_GROUND = 1.0  # white, outside the picture
 
-def moved(x_BCHW: Tensor, chance: torch.Generator, *, turn: float = 12.0, fill: float = 1.0) -> Tensor:
+
+def moved(x_BCHW: Tensor, chance: torch.Generator, *, turn: float = 12.0) -> Tensor:
     """Turned by up to `turn` degrees, scaled by 0.75 to 1.2, shifted by up to 10%, mirrored half of the time."""
     count = len(x_BCHW)
     angle = (torch.rand(count, generator=chance) * 2 - 1) * math.radians(turn)
@@ -22,10 +24,10 @@ def moved(x_BCHW: Tensor, chance: torch.Generator, *, turn: float = 12.0, fill: 
     cos, sin = angle.cos() * scale, angle.sin() * scale
     rows = torch.stack([cos * mirror, -sin, shift_2B[0], sin * mirror, cos, shift_2B[1]], 1).view(-1, 2, 3)
     grid = functional.affine_grid(rows, list(x_BCHW.shape), align_corners=False)
-    return functional.grid_sample(x_BCHW - fill, grid, align_corners=False) + fill
+    return functional.grid_sample(x_BCHW - _GROUND, grid, align_corners=False) + _GROUND
 
 
-def bent(x_BCHW: Tensor, chance: torch.Generator, *, by: float = 0.1, fill: float = 1.0) -> Tensor:
+def bent(x_BCHW: Tensor, chance: torch.Generator, *, by: float = 0.1) -> Tensor:
     """Sheared, stretched and smoothly bent: every point moved by a field of this deviation (half sides)."""
     count, _, side, _ = x_BCHW.shape
     linear_B22 = torch.eye(2) + by * torch.randn(count, 2, 2, generator=chance)
@@ -34,7 +36,9 @@ def bent(x_BCHW: Tensor, chance: torch.Generator, *, by: float = 0.1, fill: floa
     field_B2HW = functional.interpolate(
         by * torch.randn(count, 2, 4, 4, generator=chance), size=side, mode="bicubic", align_corners=False
     )
-    return functional.grid_sample(x_BCHW - fill, grid + field_B2HW.permute(0, 2, 3, 1), align_corners=False) + fill
+    return (
+        functional.grid_sample(x_BCHW - _GROUND, grid + field_B2HW.permute(0, 2, 3, 1), align_corners=False) + _GROUND
+    )
 
 
 def blended(x_BCHW: Tensor, y_BCHW: Tensor, chance: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cp_train.benchmark.personalization import PROMPTS
+from cp_train.pretrain.artwork import LICENCES
 from cp_train.pretrain.evaluate import rows
 from cp_train.pretrain.splits import held_out, trained
 
@@ -24,29 +25,33 @@ brown, and for grounds also grey and black.
 ## Held out
 {held} concepts are in no training picture of the base model in any style, and no picture in the styles `emojione` and
 `openmoji` trained any model (`cp_train/pretrain/concepts.txt`, `splits.py`). The judge knows the held-out concepts from
-the other styles.
+the other styles. Other code points that show a held-out thing once more are left out as well.
 
 ## Measured
 | figure | value |
 |---|---|
 {figures}
 
-`recognised` is the judge's top-1 among the judged concepts on pictures of "a photo of ...", uncurated:
+`judge.emojione` and `judge.openmoji` are the judge's top-1 on real drawings of styles that it has never seen, among the
+{asked} concepts that it is asked about (judged and held-out ones). How it is asked, about four views of a picture, was
+chosen by `emojione`. `recognised` is its top-1 among the judged concepts on pictures of "a photo of ...", uncurated.
+`retrieval` is CLIP's, of a drawing in a held-out style by its caption; a concept may be among the pairs in both styles,
+and either counts.
 
 ![judged concepts, {seeds} seeds each](judged.png)
 
 ![how words combine](composed.png)
 
 ## Taught something new
-Held-out things, each learned from {references} pictures with the job's default settings (`{method}`, rank {rank},
-{steps} steps). Likeness is the similarity of what is then drawn to those pictures (the judge's features), as a share
-of theirs among themselves.
+Held-out things (of the `reporting` part, on which no setting was chosen), each learned from {references} pictures with
+the job's default settings (`{method}`, rank {rank}, {steps} steps). Likeness is the similarity of what is then drawn to
+those pictures (the judge's features), as a share of theirs among themselves.
 
 | figure | value |
 |---|---|
 | likeness, mean of {concepts} | {likeness:.2f} |
 | seconds of training | {seconds:.0f} |
-| "a <...> in blue" is blue | {in_blue:.0%} |
+| "a <...> in blue" is blue (without "in blue") | {in_blue:.0%} ({blue_before:.0%}) |
 | plain `finetune` on {row} in a row: likeness of the first, when learned and at the end | {before:.2f}, {after:.2f} |
 
 Each row: the pictures it was taught, then four of each prompt, uncurated: {prompts}.
@@ -59,12 +64,14 @@ Only the first of these was trained on.
 |---|---|---|---|---|---|---|---|---|
 {sources}
 
-Attribution: the drawings are the work of the authors named above, under the licences named there (Apache-2.0:
-<https://www.apache.org/licenses/LICENSE-2.0>; CC-BY-4.0: <https://creativecommons.org/licenses/by/4.0/>; MIT:
-<https://opensource.org/license/mit>); they were rendered, cropped, recoloured and combined. OpenMoji (CC-BY-SA-4.0)
-was only measured against.
+Attribution: the drawings are the work of the authors named above, under the licences named there ({licences});
+they were rendered, cropped, recoloured and combined. Of others' drawings only the VAE and the judge learned, of
+pictograms only the judge and CLIP's image tower. The licence of `@lobehub/fluent-emoji-3d` is stated in its
+`package.json` only. OpenMoji's drawings (CC-BY-SA-4.0) were only measured against; its list of names helped to find the
+code points of others'.
 """
 
+_LEARNED = ("likeness", "seconds", "in_blue", "blue_before", "method", "rank", "steps", "references")
 _COLUMNS = ("style", "package", "version", "licence", "author", "trained", "held_out", "scenery", "used")
 
 
@@ -83,11 +90,16 @@ def card(metrics: dict[str, Any], learned: dict[str, Any], provenance: list[dict
         held=len(held_out()),
         figures=figures,
         sources=sources,
+        licences="; ".join(f"{name}: <{address}>" for name, address in LICENCES.items()),
+        asked=metrics["judge"]["concepts"],
         seeds=metrics["settings"]["seeds"],
         concepts=len(learned["concepts"]),
         row=len(learned["finetune_in_a_row"]["learned"]),
         before=learned["finetune_in_a_row"]["learned"][0],
         after=learned["finetune_in_a_row"]["at_the_end"][0],
         prompts=", ".join(f'"{prompt.format("...")}"' for prompt in PROMPTS),
-        **{key: learned[key] for key in ("likeness", "seconds", "in_blue", "method", "rank", "steps", "references")},
+        **{
+            key: learned[key]
+            for key in ("likeness", "seconds", "in_blue", "blue_before", "method", "rank", "steps", "references")
+        },
     )

@@ -113,13 +113,24 @@ def objective(
     with quick():
         out = model(pixel_values=x_BCHW, **encode(tokenizer, texts))
     logits_BB = out.logits_per_image.float()
-    same_BB = torch.tensor([[one == other for other in texts] for one in texts])
-    target_BB = same_BB / same_BB.sum(1, keepdim=True)
-    loss = functional.cross_entropy(logits_BB, target_BB) + functional.cross_entropy(logits_BB.T, target_BB)
+    same_BB = alike(texts)
+    loss = contrast(logits_BB, same_BB)
     hit = same_BB.gather(1, logits_BB.argmax(1, keepdim=True)).float().mean()
     rate = coding_rate(out.text_model_output.last_hidden_state.float().mean(1))
-    said = f"loss {loss.item() / 2:.3f}, top-1 {hit:.2f} of {len(texts)}, rate {rate.item():.3f}"
-    return loss / 2 - spread * rate, said
+    said = f"loss {loss.item():.3f}, top-1 {hit:.2f} of {len(texts)}, rate {rate.item():.3f}"
+    return loss - spread * rate, said
+
+
+def alike(texts: list[str]) -> Tensor:
+    """Which captions read the same [B, B]."""
+    return torch.tensor([[one == other for other in texts] for one in texts])
+
+
+def contrast(logits_BB: Tensor, same_BB: Tensor) -> Tensor:
+    """The mean of both cross-entropies of pictures against captions, [B, B]."""
+    target_BB = same_BB / same_BB.sum(1, keepdim=True)
+    both = functional.cross_entropy(logits_BB, target_BB) + functional.cross_entropy(logits_BB.T, target_BB)
+    return both / 2
 
 
 def coding_rate(z_BD: Tensor, least: float = 0.01) -> Tensor:
@@ -165,4 +176,5 @@ def retrieval(
     texts_ND = text_features(model, tokenizer, [neutral(nouns[code]) for code in codes])
     ranked = (texts_ND @ images_ND.T).argsort(dim=1, descending=True)[:, :5].tolist()
     hits = [[codes[column] == code for column in best] for code, best in zip(codes, ranked, strict=True)]
-    return {"at_1": sum(h[0] for h in hits) / len(hits), "at_5": sum(any(h) for h in hits) / len(hits)}
+    size = {"pairs": len(codes), "concepts": len(set(codes))}
+    return {"at_1": sum(h[0] for h in hits) / len(hits), "at_5": sum(any(h) for h in hits) / len(hits), **size}

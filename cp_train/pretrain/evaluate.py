@@ -19,6 +19,7 @@ from cp_train.evaluation.distances import unbiased_kid
 from cp_train.pretrain import clip, judge, vae
 from cp_train.pretrain.captions import plain
 from cp_train.pretrain.pictures import Library
+from cp_train.pretrain.progress import Progress
 from cp_train.pretrain.render import Pixels, on
 from cp_train.pretrain.splits import HELD_OUT_STYLES, TRAIN_STYLES, Concept
 
@@ -47,7 +48,7 @@ class Models:
 def measure(models: Models, pictures: Library, concepts: tuple[Concept, ...], folder: Path) -> dict[str, Any]:
     """All figures; the grids go to `folder`."""
     judged = tuple(concept for concept in concepts if concept.part == "judged")
-    drawn = [picture for concept in judged for picture in generate(models.pipeline, [plain(concept.noun)] * SEEDS)]
+    drawn = list(_drawn(models.pipeline, judged))
     grid(drawn, folder / "judged.png", columns=5 * SEEDS)
     grid(composed(models.pipeline, judged), folder / "composed.png", columns=SEEDS * 3)
     return {
@@ -59,6 +60,14 @@ def measure(models: Models, pictures: Library, concepts: tuple[Concept, ...], fo
         "seconds": timing(models.pipeline),
         "settings": {"steps": STEPS, "guidance": GUIDANCE, "seeds": SEEDS},
     }
+
+
+def _drawn(pipeline: Any, judged: tuple[Concept, ...]) -> Iterator[Pixels]:
+    """SEEDS pictures of each concept."""
+    progress = Progress("draw", len(judged))
+    for number, concept in enumerate(judged, 1):
+        yield from generate(pipeline, [plain(concept.noun)] * SEEDS)
+        progress.update(number)
 
 
 def generate(pipeline: Any, prompts: list[str], *, seed: int = 0, guidance: float = GUIDANCE) -> list[Pixels]:
@@ -92,6 +101,13 @@ def kid_figures(
     return {"generated": unbiased_kid(judge.features(network, drawn), unseen), "real": unbiased_kid(seen, unseen)}
 
 
+def megabytes(folder: Path) -> dict[str, float]:
+    """What ships: all weights of a model, and the judge's."""
+    sizes = {path: path.stat().st_size / 1e6 for path in folder.rglob("*.safetensors")}
+    judges = sum(size for path, size in sizes.items() if path.parent.name == "judge")
+    return {"all": round(sum(sizes.values()), 1), "judge": round(judges, 1)}
+
+
 def timing(pipeline: Any) -> dict[str, float]:
     """Seconds for one picture and for eight at once, the better of three tries."""
     return {f"batch_{count}": min(_timed(pipeline, count) for _ in range(3)) for count in (1, 8)}
@@ -104,8 +120,13 @@ def _timed(pipeline: Any, count: int) -> float:
 
 
 def _judge_figures(network: judge.Judge, pictures: Library, concepts: tuple[Concept, ...]) -> dict[str, float]:
+    """Top-1 in each held-out style, among all the concepts that the judge has."""
     known = [concept for concept in concepts if concept.code in network.codes]
-    return {style: judge.accuracy(network, pictures.select(known, [style])) for style in HELD_OUT_STYLES}
+    found = {style: pictures.select(known, [style]) for style in HELD_OUT_STYLES}
+    figures = {style: judge.accuracy(network, real) for style, real in found.items()}
+    return (
+        figures | {"concepts": len(network.codes)} | {f"{style}_pictures": len(real) for style, real in found.items()}
+    )
 
 
 def _vae_figures(model: Any, pictures: Library, concepts: tuple[Concept, ...]) -> dict[str, float]:

@@ -27,9 +27,9 @@ __all__ = [
     "accuracy",
     "disturbed",
     "features",
+    "hardness",
     "objective",
     "restyled",
-    "strength",
     "train",
     "verdicts",
 ]
@@ -80,7 +80,7 @@ def _train(config: JudgeConfig, painter: Painter, further: tuple[Concept, ...], 
         others = round(config.batch * config.further) if further else 0
         labels = chance.choices(range(listed), k=config.batch - others)
         labels += chance.choices(range(listed, len(shown)), k=others) if others else []
-        hard = strength(step, config.schedule.steps)
+        hard = hardness(step, config.schedule.steps)
         x_BCHW = disturbed(_shown(painter, [shown[k] for k in labels], chance, noise, hard), noise, hard)
         return objective(network, x_BCHW, torch.tensor(labels), noise, smoothing=config.smoothing, restyle=0.5 * hard)
 
@@ -107,7 +107,7 @@ def disturbed(x_BCHW: Tensor, chance: torch.Generator, strength: float = 1.0) ->
     return cut(blurred(x_BCHW, chance, 0.3 * strength), chance, 0.5 * strength)
 
 
-def strength(step: int, steps: int) -> float:
+def hardness(step: int, steps: int) -> float:
     """How hard `disturbed` works: more and more over the first two thirds of the steps."""
     return min(1.0, 1.5 * step / steps)
 

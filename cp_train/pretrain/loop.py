@@ -1,7 +1,7 @@
 """The training loop all stages share: checkpoints, exact resume, schedule, averaged weights.
 
 Every random draw of step i comes from a generator seeded with (seed, i), never from a running one, so a run that
-was killed and resumed from its checkpoint computes the same numbers as one that was not.
+was killed and resumed from its checkpoint computes the same numbers as one that was not, on as many threads.
 
 Learning rate: linear warm-up, constant, then to zero as 1 - sqrt over the last part of the run
 (warm-up-stable-decay, arXiv 2405.18392): a longer run continues a shorter one's stable phase.
@@ -26,7 +26,7 @@ class Schedule:
     """How long and how fast to train.
 
     Raises:
-        ValueError: the phases do not fit into the steps.
+        ValueError: no steps, or a share that is none.
     """
 
     steps: int
@@ -81,13 +81,8 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
 
-    def run(self, loss: Loss, *, after: Callable[[int], None] | None = None) -> None:
-        """Train to the end, from the checkpoint if there is one.
-
-        Args:
-            loss: one step's loss; must draw randomness from `generator(seed, step)` alone.
-            after: called with the number of steps done at every checkpoint, e.g. to measure.
-        """
+    def run(self, loss: Loss) -> None:
+        """Train to the end, from the checkpoint if there is one; `loss` draws from `generator(seed, step)` alone."""
         self.resume()
         progress = Progress(self.name, self.schedule.steps, done=self.step)
         self.model.train()
@@ -96,9 +91,6 @@ class Trainer:
             progress.update(self.step, note)
             if self.step % self.schedule.every == 0 or self.step == self.schedule.steps:
                 self.save()
-                if after:
-                    after(self.step)
-                    self.model.train()
 
     def _one(self, loss: Loss) -> str:
         rate = self.schedule.rate(self.step)
@@ -120,17 +112,10 @@ class Trainer:
 
     @torch.no_grad()
     def averaged(self) -> nn.Module:
-        """The model with the averaged weights in place (the run is over, or will `restore`)."""
-        self._kept = [p.detach().clone() for p in self.parameters]
+        """The model with the averaged weights in place: the run is over."""
         for parameter, mean in zip(self.parameters, self.average, strict=True):
             parameter.copy_(mean)
         return self.model.eval()
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Undo `averaged`."""
-        for parameter, kept in zip(self.parameters, self._kept, strict=True):
-            parameter.copy_(kept)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""

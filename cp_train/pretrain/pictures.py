@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cp_train.files import write_whole
 from cp_train.pretrain.artwork import LABELS, STYLES, Artwork, Package
 from cp_train.pretrain.pictograms import PICTOGRAMS
 from cp_train.pretrain.progress import Progress
 from cp_train.pretrain.render import Pixels, picture
-from cp_train.pretrain.splits import HELD_OUT_STYLES, TRAIN_STYLES, Concept, concepts
+from cp_train.pretrain.splits import HELD_OUT_STYLES, TRAIN_STYLES, Concept, concepts, twins
 
 _LEFT_OUT_GROUPS = {1, 8, 9}  # people (hundreds of variations), symbols, flags
 
@@ -78,7 +79,7 @@ def library(out: Path) -> Library:
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         built = _build(Artwork(out / "packages"))
-        (out / "provenance.json").write_text(json.dumps(provenance(built), indent=1) + "\n", "utf-8")
+        write_whole(out / "provenance.json", json.dumps(provenance(built), indent=1) + "\n")
         built.save(path)
     return Library.load(path)
 
@@ -92,7 +93,7 @@ def provenance(pictures: Library) -> list[dict[str, str | int]]:
         mine = pictures.codes[pictures.styles == package.style]
         counts = Counter(trained=int(np.isin(mine, known).sum()), held_out=int(np.isin(mine, secret).sum()))
         scenery = len(mine) - counts.total()
-        use = "measured against only" if package.style in HELD_OUT_STYLES else "training"
+        use = "measured against only" if package.style in HELD_OUT_STYLES else "training; others: VAE and judge only"
         if package in PICTOGRAMS:
             use = "judge and image tower only"
         rows.append(_origin(package) | counts | {"scenery": scenery, "used": use})
@@ -122,7 +123,8 @@ def _wanted(artwork: Artwork, style: str, codes: Mapping[str, str]) -> dict[str,
     """Code -> drawing, of the listed concepts, and of the scenery too where the style is trained on."""
     listed, scenery = set(codes.values()), style not in HELD_OUT_STYLES
     found = artwork.drawings(style)
-    return {code: found[code] for code in found if code in listed or (scenery and _is_scenery(artwork, code))}
+    kept = {code for code in found if code in listed or (scenery and _is_scenery(artwork, code))}
+    return {code: found[code] for code in found if code in kept - twins()}
 
 
 def _rendered(style: str, drawings: Mapping[str, str | bytes]) -> Iterator[tuple[Pixels, str, str]]:

@@ -42,7 +42,7 @@ def _rasterise(svg: str) -> Image.Image:
 
 
 def _scale(image: Image.Image, size: int) -> Image.Image:
-    """Down by area with premultiplied alpha, so that no dark fringe appears at the edges."""
+    """Down with premultiplied alpha, so that no dark fringe appears at the edges."""
     return image.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
 
 

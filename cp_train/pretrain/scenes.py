@@ -83,10 +83,13 @@ class Painter:
         return painted(scene, self.rgba(scene.subject, scene.style), second)
 
     def _other(self, chance: random.Random, subject: Concept, style: str) -> Concept:
-        while True:
-            other = chance.choice(self.concepts)
-            if other != subject and (other.code, style) in self.pictures.index:
-                return other
+        """Another concept that the style has a drawing of.
+
+        Raises:
+            IndexError: there is none.
+        """
+        drawn = [c for c in self.concepts if c != subject and (c.code, style) in self.pictures.index]
+        return chance.choice(drawn)
 
     def rgba(self, concept: Concept, style: str) -> Pixels:
         """The drawing of a concept in a style [H, W, 4]."""

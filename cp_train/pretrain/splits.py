@@ -6,6 +6,7 @@ model, the judge included: `emojione`, an ordinary coloured style, and `openmoji
 share-alike, so it may only ever be measured against).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -17,6 +18,7 @@ HELD_OUT_STYLES = ("emojione", "openmoji")
 TRAIN_STYLES = tuple(package.style for package in STYLES if package.style not in HELD_OUT_STYLES)
 PICTOGRAM_STYLES = tuple(package.style for package in PICTOGRAMS)
 PARTS = ("train", "judged", "tuning", "reporting")
+_TWIN = "twin"
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,21 @@ class Concept:
 @cache
 def concepts() -> tuple[Concept, ...]:
     """Every concept of the committed list, in its order."""
+    return tuple(Concept(*row) for row in _rows() if row[-1] in PARTS)
+
+
+@cache
+def twins() -> frozenset[str]:
+    """Codes beside the concepts' that show one of them once more (a dragon's face, an umbrella in the rain).
+
+    Nothing is trained on them, for that would be training on a held-out concept, or telling a thing from itself.
+    """
+    return frozenset(row[0] for row in _rows() if row[-1] == _TWIN)
+
+
+def _rows() -> Iterator[list[str]]:
     text = resources.files(__package__).joinpath("concepts.txt").read_text("utf-8")
-    rows = (line.split("\t") for line in text.splitlines() if line and not line.startswith("#"))
-    return tuple(Concept(*row) for row in rows)
+    return (line.split("\t") for line in text.splitlines() if line and not line.startswith("#"))
 
 
 def part(*names: str) -> tuple[Concept, ...]:

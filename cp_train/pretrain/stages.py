@@ -31,6 +31,7 @@ from cp_train.benchmark import personalization
 from cp_train.benchmark.personalization import Trial
 from cp_train.benchmark.subjects import shipped
 from cp_train.denoise import LoopConfig
+from cp_train.files import write_whole
 from cp_train.fisher import FisherConfig
 from cp_train.methods import DEFAULT
 from cp_train.plan import LearningConfig
@@ -162,9 +163,9 @@ class Run:
         Raises:
             FileNotFoundError: a part of it is missing.
         """
+        if missing := [part for part in _SHIPPED.values() if not (model / part).is_dir()]:
+            raise FileNotFoundError(f"{model} has no {missing[0]}: name the folder of a model this recipe exported")
         for name, part in _SHIPPED.items():
-            if not (model / part).is_dir():
-                raise FileNotFoundError(f"{model} has no {part}: name the folder of a model this recipe exported")
             if not (self.out / name).exists():
                 self.keep(name, partial(shutil.copytree, model / part, dirs_exist_ok=True))
 
@@ -256,14 +257,19 @@ def _evaluate(run: Run) -> None:
     folder = run.out / "model"
     whole = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
     whole.set_progress_bar_config(disable=True)
-    models = evaluate.Models(whole, run.finer_clip, judge.Judge.load(folder / "judge"))
+    models = evaluate.Models(
+        whole, CLIPModel.from_pretrained(folder / "clip").eval(), judge.Judge.load(folder / "judge")
+    )
     metrics = evaluate.measure(models, run.pictures, run.concepts, folder)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    write_whole(
+        folder / "metrics.json", json.dumps(metrics | {"megabytes": evaluate.megabytes(folder)}, indent=1) + "\n"
+    )
 
 
 def _personalize(run: Run) -> None:
-    trial = Trial(subjects=shipped("tuning")[: run.recipe.personalized], config=run.recipe.learning)
-    personalization.write(run.out / "model", str(run.out / "model" / "pipeline"), trial)
+    trial = Trial(subjects=shipped("reporting")[: run.recipe.personalized], config=run.recipe.learning)
+    kept = run.checkpoint("personalize").with_suffix("")
+    personalization.write(run.out / "model", str(run.out / "model" / "pipeline"), trial, kept=kept)
 
 
 def _card(run: Run) -> None:
@@ -272,7 +278,7 @@ def _card(run: Run) -> None:
         json.loads(path.read_text("utf-8"))
         for path in (folder / "metrics.json", folder / "personalization.json", run.out / "provenance.json")
     )
-    (folder / "README.md").write_text(card(metrics, learned, sources), "utf-8")
+    write_whole(folder / "README.md", card(metrics, learned, sources))
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ With a_t the cumulative signal share of a schedule whose last step has none (zer
 
     x_t = sqrt(a_t) z + sqrt(1 - a_t) n,    v = sqrt(a_t) n - sqrt(1 - a_t) z,    loss = w_t |v - v(x_t, t, e)|^2
 
-w_t = min(SNR, g) / (SNR + 1), scaled to mean 1 over t (min-SNR, arXiv 2303.09556; g = inf is the plain v-loss). The
+w_t = min(SNR, g) / (SNR + 1), scaled to mean 1 over t (min-SNR, arXiv 2303.09556), or 1 where no g is given. The
 prompt's embedding e comes from the frozen text tower and is replaced by that of "" one time in ten, for
 classifier-free guidance (arXiv 2207.12598).
 """
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +35,30 @@ class UNetConfig:
     norm_groups: int = 32
     batch: int = 16
     unconditional: float = 0.1
-    snr_cap: float = math.inf
+    snr_cap: float | None = None
     """g, the largest weight of a nearly clean picture."""
     focus: float = 2.5
     """q: timesteps are drawn as T u^(1/q), u uniform; above 1 it favours the noisy ones, where the prompt decides."""
     detail: float = 1.25
-    """q after `coarse` steps, when what is drawn is settled and how finely is not."""
-    coarse: int = 7000
-    simple: int = 4000
-    """Over so many steps at first, what is drawn turns from plain pictures of one hand to everything (`pool.py`)."""
+    """q when what is drawn is settled and how finely is not: after `coarse`, or from the start on a trained one."""
+    coarse: float = 0.5
+    """Share of the steps."""
+    simple: float = 2 / 7
+    """Share of the steps over which, at first, what is shown turns from plain pictures of one hand to everything
+    (`pool.py`); a trained one is shown everything."""
     seed: int = 14
     schedule: Schedule = field(default_factory=lambda: _SCHEDULE)
+
+    def curriculum(self, step: int) -> tuple[float, float]:
+        """How simple the pictures of a step are, 1..0, and the timesteps' q."""
+        done = step / self.schedule.steps
+        return max(
+            0.0, 1 - done / self.simple
+        ) if self.simple else 0.0, self.focus if done < self.coarse else self.detail
+
+    def trained_on(self) -> "UNetConfig":
+        """The same for a U-Net that has learned what to draw already."""
+        return replace(self, coarse=0.0, simple=0.0)
 
 
 def noise_schedule() -> Any:
@@ -97,6 +109,7 @@ def train(
     _, latent, size, _ = pool.latents_NCHW.shape
     unet = build(config, latent=latent, size=size, context=text_tower.config.hidden_size)
     if start is not None:
+        config = config.trained_on()
         unet.load_state_dict(UNet2DConditionModel.from_pretrained(start).state_dict())
     trainer = Trainer("unet", unet, config.schedule, checkpoint)
     noising = Noising.capped(config.snr_cap)
@@ -104,9 +117,9 @@ def train(
 
     def loss(step: int) -> tuple[Tensor, str]:
         chance, noise = dice(config.seed, step), generator(config.seed, step)
-        z_BCHW, texts = pool.draw(config.batch, chance, simple=max(0.0, 1 - step / config.simple))
+        simple, focus = config.curriculum(step)
+        z_BCHW, texts = pool.draw(config.batch, chance, simple=simple)
         texts = ["" if chance.random() < config.unconditional else text for text in texts]
-        focus = config.focus if step < config.coarse else config.detail
         value = objective(unet, z_BCHW, embed(text_tower, tokenizer, texts), noising, noise, focus=focus)
         recent.append(value.item())
         return value, f"loss {sum(recent[-200:]) / len(recent[-200:]):.4f}"
@@ -156,19 +169,11 @@ class Noising:
     weights_T: Tensor
 
     @classmethod
-    def capped(cls, snr_cap: float = math.inf) -> "Noising":
-        """The pipeline's schedule with min-SNR weights, g = `snr_cap`."""
+    def capped(cls, snr_cap: float | None = None) -> "Noising":
+        """The pipeline's schedule with min-SNR weights, g = `snr_cap`; without it all weigh the same."""
         alphas_T: Tensor = noise_schedule().alphas_cumprod
-        if math.isinf(snr_cap):
+        if snr_cap is None:
             return cls(alphas_T, torch.ones_like(alphas_T))
         snr_T = alphas_T / (1 - alphas_T)
         w_T = snr_T.clamp(max=snr_cap) / (snr_T + 1)
         return cls(alphas_T, w_T / w_T.mean())
-
-
-@torch.no_grad()
-def fixed_loss(unet: Any, z_NCHW: Tensor, context_NLD: Tensor, seed: int = 99) -> float:
-    """The plain v-loss over these latents with noise and timesteps that are always the same."""
-    parts = zip(z_NCHW.split(64), context_NLD.split(64), strict=True)
-    losses = [objective(unet, z, e, Noising.capped(), generator(seed, i)) * len(z) for i, (z, e) in enumerate(parts)]
-    return float(sum(losses) / len(z_NCHW))

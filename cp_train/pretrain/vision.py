@@ -20,7 +20,7 @@ from transformers import CLIPModel, CLIPTokenizer, CLIPVisionConfig
 from cp_train.pretrain import clip
 from cp_train.pretrain.augment import moved, relit
 from cp_train.pretrain.captions import with_article
-from cp_train.pretrain.judge import disturbed, strength
+from cp_train.pretrain.judge import disturbed, hardness
 from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.scenes import Painter, tensor
 from cp_train.pretrain.splits import Concept
@@ -63,11 +63,10 @@ def train(config: VisionConfig, first: Any, tokenizer: CLIPTokenizer, painter: P
         labels_B = torch.tensor(chance.choices(range(len(painter.concepts)), k=config.batch))
         plain_BCHW = tensor([painter.single(chance, painter.concepts[k]) for k in labels_B.tolist()])
         scenes_BCHW, texts = clip.batch(painter, config.batch, chance)
-        hard = strength(step, config.schedule.steps)
+        hard = hardness(step, config.schedule.steps)
         x_BCHW = torch.cat([disturbed(plain_BCHW, noise, hard), relit(moved(scenes_BCHW, noise), noise)])
-        same_BB = torch.tensor([[one == other for other in texts] for one in texts])
-        names_KD = names_TKD[step % len(TEMPLATES)]
-        return objective(trainer.model, x_BCHW, Words(names_KD, labels_B, _captions(first, tokenizer, texts), same_BB))
+        names_KD, captions_BD = names_TKD[step % len(TEMPLATES)], _captions(first, tokenizer, texts)
+        return objective(trainer.model, x_BCHW, Words(names_KD, labels_B, captions_BD, clip.alike(texts)))
 
     trainer.run(loss)
     return trainer.averaged()
@@ -103,16 +102,10 @@ def objective(model: Any, x_BCHW: Tensor, words: Words) -> tuple[Tensor, str]:
     scale = model.logit_scale.exp().clamp(max=100)
     logits_BK = scale * named_BD @ words.names_KD.T
     naming = functional.cross_entropy(logits_BK, words.labels_B, label_smoothing=0.05)
-    telling = _contrast(scale * told_BD @ words.captions_BD.T, words.same_BB)
+    telling = clip.contrast(scale * told_BD @ words.captions_BD.T, words.same_BB)
     hit = (logits_BK.argmax(1) == words.labels_B).float().mean()
     said = f"loss {naming.item():.3f} + {telling.item():.3f}, top-1 {hit:.2f} of {len(words.names_KD)}"
     return naming + telling, said
-
-
-def _contrast(logits_BB: Tensor, same_BB: Tensor) -> Tensor:
-    target_BB = same_BB / same_BB.sum(1, keepdim=True)
-    both = functional.cross_entropy(logits_BB, target_BB) + functional.cross_entropy(logits_BB.T, target_BB)
-    return both / 2
 
 
 @torch.no_grad()

@@ -56,6 +56,7 @@ MAY = {
         "intake": "GPD",
         "leases": "GPD",
         "doctor": "GPD",
+        "training": "D",
         "mlflow": "GD",
         "audit": "GP",
         "people": "GPD",

@@ -77,6 +77,54 @@ def test_a_move_in_mlflow_itself_is_found_by_the_next_reader(
     assert "[live]" not in page(mlflow_client, lineage)
 
 
+def test_a_promotion_in_mlflow_itself_is_a_whole_one(
+    registry: Registry, mlflow_client: Mlflow, lineage: str, chain: list[VersionInfo]
+) -> None:
+    fourth = publish(registry, lineage, parent=chain[-1]).number
+    mlflow_client.set_registered_model_alias(lineage, LIVE, str(fourth))
+    assert registry.aliases(lineage)[LIVE] == fourth
+    assert CANDIDATE not in registry.aliases(lineage)
+    assert registry.version(lineage, fourth).promoted
+    assert mlflow_client.get_model_version(lineage, str(fourth)).tags["palimpsest.promoted_by"] == UNKNOWN
+    mlflow_client.set_registered_model_alias(lineage, LIVE, "3")
+    assert not registry.promote(lineage, fourth, expected=3), "somebody rolled it back"
+    assert registry.aliases(lineage)[LIVE] == 3
+
+
+def test_what_went_live_in_mlflow_alone_is_not_begun_anew(
+    registry: Registry, mlflow_client: Mlflow, lineage: str
+) -> None:
+    publish(registry, lineage)
+    mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
+    assert not registry.may_begin(lineage)
+    mlflow_client.delete_registered_model_alias(lineage, LIVE)
+    assert not registry.may_begin(lineage), "a slip, perhaps"
+
+
+def test_a_log_that_lost_its_end_is_refused(
+    registry: Registry, stack_store: ObjectStore, lineage: str, chain: list[VersionInfo]
+) -> None:
+    *_, last = stack_store.list(f"audit/{lineage}/")
+    whole = stack_store.get(last)
+    stack_store.delete(last)
+    with pytest.raises(RefusedError, match="has lost its end"):
+        registry.history(lineage)
+    stack_store.put(last, whole)
+    assert registry.history(lineage)
+
+
+def test_a_canarys_other_share_is_written_down(registry: Registry, lineage: str, chain: list[VersionInfo]) -> None:
+    for percent in (5, 5, 10):
+        registry.set_canary(lineage, 2, percent, actor="ada")
+    told = [(entry.before, entry.after, entry.reason) for entry in registry.history(lineage) if entry.alias == CANARY]
+    assert told == [(None, 2, ""), (2, 2, "share 5% -> 10%")]
+
+
+def test_a_candidate_has_the_name_of_who_asked(registry: Registry, lineage: str) -> None:
+    info = publish(registry, lineage, verdict=Verdict(passed=False, reasons=("no",)), actor="ada")
+    assert [(entry.after, entry.actor) for entry in registry.history(lineage)] == [(info.number, "ada")]
+
+
 def test_a_lineage_of_before_the_log_gets_one(registry: Registry, mlflow_client: Mlflow, lineage: str) -> None:
     publish(registry, lineage)
     mlflow_client.set_registered_model_alias(lineage, LIVE, "1")

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.audit import Entry
+from services.audit import UNKNOWN, Entry
 from services.errors import BusyError, ConflictError, InputError, NotFoundError, RefusedError, UnavailableError
 from services.images import check_images
 from services.intake import Intake
@@ -15,6 +15,7 @@ from services.manifest import MANIFEST_FILE
 from services.objects import DirectoryStore, ObjectStore
 from services.retention import Garbage, Retention, find_abandoned
 from services.settings import Settings
+from services.versions import DELETED_MARK
 from tests.lineages import BASE, LAYOUT, Mlflow, begin, fine, folder, make, numbers, publish
 from tests.services.pictures import encode, picture
 
@@ -103,16 +104,18 @@ def test_a_version_made_live_while_it_is_condemned_stays(
     keeper: Retention, mlflow_client: Mlflow, lineage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(keeper, lineage, None, None)
-    append = keeper._audit.append
+    mark = keeper._client.set_model_version_tag
 
-    def moved_meanwhile(*args: object, **kwargs: object) -> Entry | None:
-        mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
-        return append(*args, **kwargs)  # type: ignore[arg-type]
+    def moved_meanwhile(*args: str) -> None:
+        mark(*args)
+        if args[2] == DELETED_MARK:
+            mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
 
-    monkeypatch.setattr(keeper._audit, "append", moved_meanwhile)
+    monkeypatch.setattr(keeper._client, "set_model_version_tag", moved_meanwhile)
     with pytest.raises(ConflictError, match="is live"):
         keeper.delete(lineage, 1)
     monkeypatch.undo()
+    assert [entry for entry in keeper.history(lineage) if entry.action == "delete"] == [], "nothing was"
     assert keeper.fetch(lineage, 1, layout=LAYOUT, base=BASE)
 
 
@@ -137,6 +140,46 @@ def test_what_could_not_be_deleted_is_said_and_finished_later(mlflow_server: Set
     whole.collect(lineage, whole.garbage(lineage, days=30), days=30)
     assert whole.garbage(lineage, days=30) == NOTHING
     assert len([entry for entry in whole.history(lineage) if entry.action == "delete"]) == 1
+
+
+def test_a_copy_that_mlflow_made_elsewhere_holds_no_files_back(
+    keeper: Retention, mlflow_client: Mlflow, stack_store: ObjectStore, lineage: str
+) -> None:
+    _, second = grow(keeper, lineage, None, None)
+    place = folder(stack_store, mlflow_client, second)
+    keeper.set_live(lineage, 1)
+    mlflow_client.copy_model_version(f"models:/{lineage}/2", f"{lineage}-copy")
+    keeper.delete(lineage, 2)
+    assert list(stack_store.list(f"{place}/")) == []
+
+
+def test_a_version_of_another_lineages_run_takes_no_files_along(
+    keeper: Retention, mlflow_client: Mlflow, lineage: str
+) -> None:
+    (theirs,) = grow(keeper, f"{lineage}-theirs", None)
+    grow(keeper, lineage, None)
+    source = mlflow_client.get_model_version(theirs.lineage, "1")
+    mlflow_client.create_model_version(lineage, source.source, theirs.run_id, tags=dict(source.tags))
+    keeper.delete(lineage, 2)
+    assert keeper.fetch(theirs.lineage, 1, layout=LAYOUT, base=BASE)
+
+
+def test_a_version_that_was_deleted_in_mlflow_itself_is_written_down_and_told(
+    keeper: Retention, mlflow_client: Mlflow, stack_store: ObjectStore, lineage: str
+) -> None:
+    _, second, third = grow(keeper, lineage, None, 1, 1)
+    keeper.set_live(lineage, 1)
+    for number in (2, 3):
+        mlflow_client.delete_model_version(lineage, str(number))
+    found = keeper.garbage(lineage, days=0)
+    assert (found.vanished, set(found.orphans)) == ((2, 3), {second.run_id, third.run_id})
+    assert keeper.deleted().get(lineage) is None
+    assert keeper.collect(lineage, found, days=0, actor="ada") == found
+    assert keeper.deleted()[lineage] == {2, 3}
+    told = [(entry.before, entry.actor, entry.via) for entry in keeper.history(lineage) if entry.action == "delete"]
+    assert told == [(2, UNKNOWN, "found"), (3, UNKNOWN, "found")]
+    assert [key for key in stack_store.list("mlflow/") if second.run_id in key] == []
+    assert keeper.garbage(lineage, days=0) == NOTHING
 
 
 def test_a_version_that_shares_anothers_run_takes_no_files_along(
@@ -173,6 +216,37 @@ def test_forgetting_for_good_deletes_every_version_that_knew(
     assert [bool(list(stack_store.list(f"{place}/"))) for place in places] == [True, False, False, False]
     with pytest.raises(NotFoundError, match=r"No version of .* knows <c1>"):
         keeper.forget(lineage, "c1")
+
+
+def test_forgetting_for_good_is_refused_whole_while_a_job_learns(
+    keeper: Retention, stack_store: ObjectStore, lineage: str
+) -> None:
+    grow(keeper, lineage, None, 1, 2)
+    with lease(stack_store, lineage, ttl=60, holder="job-7"), pytest.raises(BusyError, match="job-7"):
+        keeper.forget(lineage, "c1", delete=True)
+    assert keeper.aliases(lineage)[LIVE] == 3, "nothing moved"
+    assert keeper.forget(lineage, "c1", delete=True).resubmit == ("c2",)
+
+
+def test_forgetting_for_good_that_was_interrupted_is_finished_by_repeating_it(
+    mlflow_server: Settings, lineage: str
+) -> None:
+    from pathlib import Path
+
+    place = Path(mlflow_server.store_uri)
+    stuck, whole = Retention(mlflow_server, StuckStore(place)), Retention(mlflow_server, DirectoryStore(place))
+    made = grow(stuck, lineage, None, 1, 2)
+    whole._store.put(f"training/{lineage}/run/checkpoint", b"half learned")
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="could not be deleted"):
+            stuck.forget(lineage, "c1", delete=True)
+    forgotten = whole.forget(lineage, "c1", delete=True)
+    assert (forgotten.live, forgotten.deleted, forgotten.knowing) == (1, (3, 2), ())
+    assert forgotten.resubmit == ("c2",), "it is said although `live` went back long ago"
+    left = list(whole._store.list(""))
+    assert [key for key in left if any(info.run_id in key for info in made[1:]) or key.startswith("training/")] == []
+    told = [entry.before for entry in whole.history(lineage) if entry.action == "delete"]
+    assert told == [3, 2], "once each"
 
 
 def test_forgetting_for_good_takes_what_refused_and_broken_jobs_left(

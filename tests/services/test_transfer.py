@@ -144,6 +144,20 @@ def test_a_copy_that_was_killed_is_begun_again(source: tuple[Settings, dict[str,
     assert isinstance(copy_state(State.of(there), target), Copied)
 
 
+def test_a_refused_target_gets_nothing_back_that_was_deleted_there(
+    source: tuple[Settings, dict[str, Any]], tmp_path: Path
+) -> None:
+    """A dismissed person's token, the files of a version that was forgotten."""
+    used = State.in_folder(tmp_path / "used")
+    copy_state(State.of(source[0]), used)
+    for key in [*used.store.list("people/"), *used.store.list("mlflow/")]:
+        used.store.delete(key)
+    before = list(used.store.list(""))
+    with pytest.raises(ConflictError, match="runs or lineages already"):
+        copy_state(State.of(source[0]), used)
+    assert list(used.store.list("")) == before
+
+
 def test_a_target_that_has_something_else_is_refused(source: tuple[Settings, dict[str, Any]], tmp_path: Path) -> None:
     there = source[0]
     key = next(iter(open_store(there).list("mlflow/")))

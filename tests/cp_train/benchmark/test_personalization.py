@@ -34,12 +34,23 @@ def test_the_colour_of_what_stands_on_white(colour, word):
     assert coloured(picture) == word
 
 
-def test_subjects_are_learned_alone_and_in_a_row(brief, subjects):
+@pytest.mark.parametrize("ground", [(60, 110, 230), (200, 60, 60)])
+def test_the_ground_is_not_the_subject(ground):
+    picture = np.full((8, 8, 3), ground, np.uint8)
+    picture[2:6, 2:6] = (250, 150, 20)
+    assert coloured(picture) == "orange"
+
+
+def test_subjects_are_learned_alone_and_in_a_row(brief, subjects, tmp_path, monkeypatch):
     base = load_base(brief.base, device="cpu")
     loop = LoopConfig(steps=2, batch_size=2)
     config = LearningConfig.for_method("ewc_dc", rank=2, loop=loop, fisher=FisherConfig(batches=1))
     trial = Trial(subjects=subjects[:2], row=2, config=config)
-    figures, sheet = measure(base, open_features(brief.features, brief.base), trial)
+    features = open_features(brief.features, brief.base)
+    figures, sheet = measure(base, features, trial, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(personalization, "_alone", lambda *_: pytest.fail("it is kept"))
+        assert measure(base, features, trial, tmp_path) == (figures, sheet)
     names = [subject.concept.name for subject in subjects[:2]]
     assert list(figures["concepts"]) == names
     assert figures["likeness"] == pytest.approx(np.mean([figures["concepts"][name]["likeness"] for name in names]))

@@ -8,6 +8,7 @@ import random
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -124,6 +125,8 @@ def test_every_style_is_pinned_and_share_alike_is_never_trained_on():
     packages = (*artwork.STYLES, *pictograms.PICTOGRAMS)
     assert all(len(base64.b64decode(p.sha512)) == 64 and p.licence and p.author for p in packages)
     assert len({p.style for p in packages}) == len(packages)
+    assert {p.licence for p in (*packages, artwork.LABELS)} <= artwork.LICENCES.keys()
+    assert [p.style for p in artwork.STYLES if p.share_alike] == ["openmoji"]
     assert not [p.name for p in pictograms.PICTOGRAMS if p.share_alike]
     assert {p.style for p in artwork.STYLES if p.share_alike} <= set(splits.HELD_OUT_STYLES)
 
@@ -170,6 +173,15 @@ def test_the_vae_never_sees_a_held_out_concept(pictures, few):
     seen = pictures.for_the_vae()
     assert set(seen.codes) == {c.code for c in few if c.trained}
     assert not set(seen.styles) & set(splits.HELD_OUT_STYLES)
+
+
+def test_other_pictures_of_a_listed_thing_are_left_out():
+    assert {"1f432", "26c4", "1f3c5"} <= splits.twins()
+    assert not splits.twins() & {concept.code for concept in splits.concepts()}
+    drawn = dict.fromkeys(["1f409", "1f432", "1f330"], "<svg/>")
+    labels = {code: artwork.Label(code, "", 3) for code in drawn}
+    found = SimpleNamespace(labels=labels, drawings=lambda _: drawn)
+    assert set(pictures._wanted(found, "noto", {"dragon": "1f409"})) == {"1f409", "1f330"}
 
 
 def test_a_library_is_read_as_it_was_written(pictures, tmp_path):

@@ -209,3 +209,9 @@ def test_focus_draws_the_noisy_timesteps_more_often():
     evenly, favoured = ((t_B >= 500).float().mean().item() for t_B in seen)
     assert evenly == pytest.approx(1 / 2, abs=0.01)
     assert favoured == pytest.approx(3 / 4, abs=0.01)  # P(u ** (1 / 2) >= 1 / 2)
+
+
+def test_the_unet_is_shown_more_and_more_and_a_trained_one_everything_at_once():
+    config = unet.UNetConfig(focus=2.0, detail=1.0, coarse=0.5, simple=0.25, schedule=Schedule(steps=8, lr=1.0))
+    assert [config.curriculum(step) for step in (0, 1, 2, 4)] == [(1.0, 2.0), (0.5, 2.0), (0.0, 2.0), (0.0, 1.0)]
+    assert config.trained_on().curriculum(0) == (0.0, 1.0)

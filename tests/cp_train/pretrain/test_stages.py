@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from cp_train.pretrain import __main__ as command
 from cp_train.pretrain import evaluate
 from cp_train.pretrain.loop import Schedule, Trainer
+from cp_train.pretrain.splits import HELD_OUT_STYLES
 from cp_train.pretrain.stages import STAGES, Recipe, Run, run_stage
 
 WEIGHTS = {
@@ -23,8 +25,8 @@ WEIGHTS = {
 }
 
 
-CHECKPOINTS = {"judge": "judge-0"}
-"""Of stages that train more than one network: the first one's."""
+CHECKPOINTS = {"judge": "judge-1"}
+"""Of stages that train more than one network: the last one's."""
 
 
 class KilledError(Exception):
@@ -37,8 +39,10 @@ def test_a_killed_stage_continues_to_the_same_weights(stage, finished, tmp_path,
     shutil.copytree(finished.out, run.out, ignore=shutil.ignore_patterns("checkpoints", "model", stage))
     steps, step = finished.recipe.unet.schedule.steps, Trainer._one
 
+    checkpoint = run.checkpoint(CHECKPOINTS.get(stage, stage))
+
     def dies_before_the_last_step(trainer, loss):
-        if trainer.step == steps - 1:
+        if trainer.step == steps - 1 and trainer.checkpoint == checkpoint:
             raise KilledError
         return step(trainer, loss)
 
@@ -46,7 +50,7 @@ def test_a_killed_stage_continues_to_the_same_weights(stage, finished, tmp_path,
     with pytest.raises(KilledError):
         run_stage(run, stage)
     monkeypatch.undo()
-    assert torch.load(run.checkpoint(CHECKPOINTS.get(stage, stage)), weights_only=True)["step"] == steps // 2
+    assert torch.load(checkpoint, weights_only=True)["step"] == steps // 2
     assert run_stage(run, stage)
     whole, continued = (load_file(out / stage / WEIGHTS[stage]) for out in (finished.out, run.out))
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
@@ -74,6 +78,8 @@ def test_the_card_has_figures_and_sources(finished):
     assert {"recognised", "kid", "retrieval", "vae_db", "judge", "seconds"} <= set(metrics)
     assert "| recognised |" in text
     assert "| shapes | none |" in text
+    assert metrics["megabytes"].keys() == {"all", "judge"}
+    assert "OFL-1.1: <https://" in text
     assert all((finished.out / "model" / f"{name}.png").exists() for name in ("judged", "composed", "personalized"))
 
 
@@ -105,9 +111,22 @@ def test_training_goes_on_from_a_model_that_ships(run, finished):
     assert all(torch.equal(began[name], ended[name]) for name in began)
 
 
-def test_a_folder_that_is_no_model_is_refused(run, tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no pipeline/tokenizer"):
-        run.begin_from(tmp_path)
+def test_a_model_that_lacks_a_part_is_refused_whole(run, finished, tmp_path):
+    shutil.copytree(finished.out / "model", tmp_path / "model", ignore=shutil.ignore_patterns("judge"))
+    with pytest.raises(FileNotFoundError, match="has no judge"):
+        run.begin_from(tmp_path / "model")
+    assert {path.name for path in run.out.iterdir()} == {"pictures.npz", "provenance.json"}
+
+
+def test_what_is_held_out_trains_nothing_but_the_judge(finished, few):
+    secret = {concept.code for concept in few if not concept.trained}
+    assert not {concept.code for concept in finished.painter.concepts} & secret
+    assert not set(finished.painter.styles) & set(HELD_OUT_STYLES)
+    with np.load(finished.out / "pool.npz") as pool:
+        assert not set(pool["styles"].tolist()) & set(HELD_OUT_STYLES)
+        assert pool["rows"][:, 0].max() < len(finished.trained)
+    asked = json.loads((finished.out / "judge/config.json").read_text("utf-8"))["codes"]
+    assert asked == [concept.code for concept in few if concept.part != "train"]
 
 
 def test_a_longer_training_changes_nothing_else():
@@ -122,10 +141,19 @@ def test_a_stage_says_what_it_needs_first(run):
         run_stage(run, "unet")
 
 
-def test_the_command_runs_one_stage(run, monkeypatch, capsys):
-    monkeypatch.setattr(command, "Run", lambda _, __: run)
-    assert command.main(["--out", str(run.out), "--stage", "pictures", "--threads", "1"]) == 0
+def test_the_command_runs_one_stage(run, finished, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(command, "Run", lambda *given: made.append(Run(*given, run.concepts)) or made[-1])
+    flags = ["--out", str(run.out), "--threads", "1", "--unet-steps", "9", "--start", str(finished.out / "model")]
+    assert command.main([*flags, "--stage", "pictures"]) == 0
     assert "pictures: there already" in capsys.readouterr().err
+    assert made[0].recipe.unet.schedule.steps == 9
+    assert made[0].start == run.out / "start"
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    assert command.main(["--out", str(tmp_path), "--threads", "1", "--stage", "unet"]) == 1
+    assert "error: unet needs pool and clip" in capsys.readouterr().err
 
 
 def test_the_rate_rises_stays_and_falls_to_zero():
@@ -139,14 +167,3 @@ def test_the_rate_rises_stays_and_falls_to_zero():
 def test_a_schedule_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match="a schedule needs"):
         Schedule(**{"steps": 10, "lr": 1.0, **wrong})
-
-
-def test_averaged_weights_can_be_put_in_and_taken_out(tmp_path):
-    model = torch.nn.Linear(2, 1)
-    trainer = Trainer("line", model, Schedule(steps=3, lr=0.1, warmup=1, every=3), tmp_path / "line.pt")
-    trainer.run(lambda _: (model(torch.ones(1, 2)).sum(), "note"))
-    raw = model.weight.detach().clone()
-    trainer.averaged()
-    assert not torch.equal(model.weight, raw)
-    trainer.restore()
-    assert torch.equal(model.weight, raw)

@@ -6,13 +6,14 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
 from ray.serve.handle import DeploymentHandle
 
 from cp_serve.denoiser import Denoiser
 from cp_serve.house import House
 from cp_serve.http import build_app
 from cp_serve.janitor import sweep_forever
+from cp_serve.scaling import by_images
 from services.errors import PalimpsestError
 from services.lineage import Registry
 from services.objects import open_store
@@ -24,6 +25,8 @@ from services.webhook import ensure_webhook
 NAME = "palimpsest"
 _DRAIN_SECONDS = 10.0
 """Beyond the deadline of the last request that a replica took."""
+_HEALTH_SECONDS = 2.0
+"""Between two looks at a replica's threads; it is replaced when it has failed three."""
 _LOOK_SECONDS, _UPSCALE_SECONDS = 15.0, 5.0
 """Over what the load is averaged, and how long it must be too much. Serve's own 30 seconds each would fill the queue
 before a new replica is even begun."""
@@ -75,6 +78,7 @@ def application(settings: Settings) -> serve.Application:
         max_ongoing_requests=4 * in_flight,
         max_queued_requests=in_flight,
         graceful_shutdown_timeout_s=drain,
+        health_check_period_s=_HEALTH_SECONDS,
         ray_actor_options={"num_cpus": 0, "num_gpus": settings.replica_gpus},
         **scaling(settings),
     )
@@ -95,6 +99,7 @@ def scaling(settings: Settings) -> dict[str, Any]:
         min_replicas=settings.replicas,
         max_replicas=settings.max_replicas,
         target_ongoing_requests=settings.max_batch,
+        policy=AutoscalingPolicy(policy_function=by_images),
         look_back_period_s=_LOOK_SECONDS,
         upscale_delay_s=_UPSCALE_SECONDS,
         downscale_delay_s=settings.downscale_seconds,

@@ -76,6 +76,8 @@ class Chooser:
         self._registry, self._bank, self._rollout, self._metrics = registry, bank, rollout, metrics
         self._seen, self._returned = seen, returned
         self._fetching = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
+        self._resolving = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="resolve")
+        self._under_way: dict[tuple[str, int, bool], asyncio.Task[Slot]] = {}
 
     async def choose(self, lineage: str, version: str) -> Choice:
         """The version that a request names now; `live` is a canary's for its share of the requests.
@@ -98,39 +100,52 @@ class Chooser:
     async def fetch(self, lineage: str, version: str, *, anew: bool = False) -> Slot:
         """A version by number or alias, into memory unless it is there. Raises as `choose` does.
 
-        One that is there is had at once, even if all threads wait for a registry that does not answer.
+        One that is there is had at once, even if all threads wait for a registry that does not answer; and all who want
+        one that is not take a single thread.
         """
-        if version.isdigit() and (slot := self._bank.here(lineage, int(version))):
+        if version.isdigit():
+            number = int(version)
+        else:
+            number = await run_in(self._resolving, lambda: self._resolve(lineage, version))
+        if slot := self._bank.here(lineage, number):
             return slot
-        return await run_in(self._fetching, lambda: self._fetch(lineage, version, anew=anew))
+        key = (lineage, number, anew)
+        if (task := self._under_way.get(key)) is None:
+            fetch = run_in(self._fetching, lambda: self._bank.get(lineage, number, anew=anew))
+            task = self._under_way[key] = asyncio.ensure_future(fetch)
+            task.add_done_callback(lambda done: self._arrived(key, done))
+        return await asyncio.shield(task)  # whoever gives up leaves it to the others
 
     @contextmanager
     def counted(self, choice: Choice) -> Iterator[None]:
         """Count how a request ends; a canary that failed once too often is ended."""
-        outcome, fault = "drawn", False
+        outcome = "drawn"
+        failed: bool | None = False  # None: that says nothing of the version
         try:
             yield
         except asyncio.CancelledError:
-            outcome = "given_up"  # by its client, or its deadline has passed
+            outcome, failed = "given_up", None  # by its client, or its deadline has passed
             raise
         except PalimpsestError as error:
-            outcome, fault = error.code, not isinstance(error, _NOT_ITS_FAULT)
+            outcome, failed = error.code, None if isinstance(error, _NOT_ITS_FAULT) else True
             raise
         except Exception:
-            outcome, fault = PalimpsestError.code, True
+            outcome, failed = PalimpsestError.code, True
             raise
         finally:
             self._metrics.requests.labels(choice.lineage, choice.arm, outcome).inc()
-            if choice.arm != PINNED and outcome != "given_up":
-                self._record(choice.lineage, canary=choice.arm == CANARY, failed=fault)
+            if choice.arm != PINNED and failed is not None:
+                self._record(choice.lineage, canary=choice.arm == CANARY, failed=failed)
 
     def close(self) -> None:
         """Finish what is being fetched."""
         self._fetching.shutdown()
+        self._resolving.shutdown()
 
-    def _fetch(self, lineage: str, version: str, *, anew: bool) -> Slot:
-        number = int(version) if version.isdigit() else self._resolve(lineage, version)
-        return self._bank.get(lineage, number, anew=anew)
+    def _arrived(self, key: tuple[str, int, bool], done: asyncio.Task[Slot]) -> None:
+        del self._under_way[key]
+        if not done.cancelled():
+            done.exception()  # it is told to those who wait; perhaps nobody does any more
 
     def _resolve(self, lineage: str, version: str) -> int:
         if version == CANARY:
@@ -152,7 +167,8 @@ class Chooser:
         try:
             return await self.fetch(lineage, str(number))
         except PalimpsestError as error:
-            self._record(lineage, canary=True, failed=not isinstance(error, _NOT_ITS_FAULT))
+            if not isinstance(error, _NOT_ITS_FAULT):
+                self._record(lineage, canary=True, failed=True)
             return None
 
     def _record(self, lineage: str, *, canary: bool, failed: bool) -> None:

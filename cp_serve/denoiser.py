@@ -22,8 +22,9 @@ from cp_serve.line import Line
 from cp_serve.metrics import Metrics
 from cp_serve.progress import Watch
 from cp_serve.prompts import Prompts
-from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, Picture, Progress
+from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, Picture, Progress, ReplicaDiedError
 from cp_serve.samplers import sampler_table
+from cp_serve.scaling import IMAGES
 from cp_serve.unet import buckets_of, prepare_unet
 from services.base_model import BaseModel, load_base, use_threads
 from services.errors import DeadlineError, InputError, PalimpsestError, unexpected
@@ -105,7 +106,14 @@ class Denoiser:
             await self._chooser.fetch(lineage, str(number), anew=True)
         except PalimpsestError as error:
             return error
+        except Exception as error:
+            log.error("unexpected %s", where(error))
+            return unexpected()
         return None
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller is told, for `scaling.py`."""
+        return {IMAGES: float(self.engine.load)}
 
     async def hint(self) -> None:
         """Somebody says that an alias has moved: look at the registry now."""
@@ -154,7 +162,7 @@ class Denoiser:
             except TimeoutError:
                 return DeadlineError("This was not done within the deadline; ask for fewer images or steps.")
             except PalimpsestError as error:
-                return error
+                return error if self.engine.alive else ReplicaDiedError(error.message)
             except Exception as error:
                 log.error("unexpected %s", where(error))
                 return unexpected()

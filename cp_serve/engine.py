@@ -34,6 +34,8 @@ _SOONEST = 1.0
 _HOPELESS = 4.0
 """By so much must a request's time be too short for an engine that has nothing else to do to refuse it: the pace that
 it knows may be that of a busier hour, and only drawing tells it better."""
+_FRESH = 0.1
+"""Seconds for which refusals share one simulation of the queue: they come in crowds, and must cost next to nothing."""
 _WARM_ROWS = (2, 8)
 _WARM_SECONDS = 1.0
 """A step on the CPU that is expected to take longer is not tried before somebody needs it."""
@@ -108,8 +110,9 @@ class Engine:
         self._metrics = metrics or Metrics()
         self._unet, self._buckets = unet or plain_unet(base), buckets
         self._bytes_left, self._row_bytes = max_bytes, row_bytes
-        self._changed = threading.Condition()  # guards the next three
+        self._changed = threading.Condition()  # guards the next four
         self._held: list[Places] = []
+        self._forecast: tuple[float, list[tuple[float, Places]]] | None = None  # when it was made
         self._claims: list[Drawing] = []
         self._stopped = False
         self._batch = self._new_batch()  # this and the next are the denoiser's own
@@ -146,12 +149,14 @@ class Engine:
                 self._check_time(places, seconds)
             self._held.append(places)
             self._bytes_left -= self._bytes_of(places)
+            self._forecast = None
         try:
             yield places
         finally:
             with self._changed:
                 self._held.remove(places)
                 self._bytes_left += self._bytes_of(places)
+                self._forecast = None
 
     def submit(self, drawings: Sequence[Drawing], places: Places | None = None) -> None:
         """Let drawings join the batch. The caller holds `places` for them.
@@ -219,7 +224,10 @@ class Engine:
 
     def _until_free(self, images: int, room: int, person: str | None = None) -> float:
         """Seconds until requests are done that hold so many images and bytes; of one person, or of all."""
-        for seconds, places in self._releases():
+        now = time.monotonic()
+        if self._forecast is None or now - self._forecast[0] > _FRESH:
+            self._forecast = now, self._releases()
+        for seconds, places in self._forecast[1]:
             if person in {None, places.person}:
                 images, room = images - places.images, room - self._bytes_of(places)
             if images <= 0 and room <= 0:
@@ -275,6 +283,7 @@ class Engine:
                 if self._claims or self._stopped:
                     return choose(self._claims, self.max_batch)
                 self._metrics.running.set(0)
+                self._metrics.waiting.set(0)
                 self._last_end = None
                 self._changed.wait()
 

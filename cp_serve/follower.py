@@ -10,6 +10,7 @@ its own lineage and no other. Pointers are moved only by the thread that looks, 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from services.lineage import Registry
 
 log = logging.getLogger("palimpsest.follower")
 
+_PATIENT = 3  # fetches that failed for want of files, before a new replica serves without them
 _AGAIN_SECONDS = 60.0
 """Age of a refusal after which the version is tried again, one at a look."""
 _AT_ONCE, _AHEAD_AT_ONCE = 4, 2
@@ -61,7 +63,7 @@ class Follower:
         seen: what the registry said at the last look; replaced, never changed.
         refused: lineage -> why its live version is not served; the one before stays. Tried again now and then.
         rollout: the canaries whose versions are here and sound.
-        synced: set once every live version was loaded or refused.
+        synced: set once every live version was loaded or refused, or was out of reach three times.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class Follower:
         self.rollout = Rollout()
         self.synced = threading.Event()
         self._ready: dict[Key, bool] = {}  # fetched ahead, and whether it is sound and passed its gate
+        self._wanted: Mapping[str, int] | None = None  # live versions at the last look
+        self._failures = Counter[str]()  # of fetching a lineage's live version
         self._looked = time.monotonic()
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -130,8 +134,8 @@ class Follower:
                 self._report(_why(error))
             else:
                 self._report(None)
-                if not len(self._live):
-                    self.synced.set()
+            if self._settled():
+                self.synced.set()
             self._wake.wait(self._seconds)
 
     def look(self) -> None:
@@ -142,7 +146,7 @@ class Follower:
         """
         self.seen = targets = self._registry.targets()
         self._looked = time.monotonic()
-        wanted = {name: target.live for name, target in targets.items() if target.live is not None}
+        self._wanted = wanted = {name: target.live for name, target in targets.items() if target.live is not None}
         created = {name: target.created for name, target in targets.items()}
         for lineage in self._bank.keep(wanted, created):
             log.info("%s has no live version any more", lineage)
@@ -160,12 +164,23 @@ class Follower:
             error = fetched.exception()
             if isinstance(error, UnavailableError):
                 missing = error
+                self._failures[lineage] += 1
             elif wanted.get(lineage) == number:  # else it moved on meanwhile
                 self._arrive(lineage, number, error)
         return missing
 
     def _fetch(self, lineage: str, number: int) -> None:
         self._bank.get(lineage, number, anew=True)
+
+    def _settled(self) -> bool:
+        """Whether every live version is here or refused, or its files could not be had time and again: what one lineage
+        lacks must not keep a replica from serving all others.
+        """
+        here = self._bank.pointers()
+        return self._wanted is not None and all(
+            here.get(name) == number or name in self.refused or self._failures[name] >= _PATIENT
+            for name, number in self._wanted.items()
+        )
 
     def _arrive(self, lineage: str, number: int, error: BaseException | None) -> None:
         """Move one pointer, or keep it where it is: what is wrong with one version holds up no other lineage."""

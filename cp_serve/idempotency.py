@@ -10,6 +10,7 @@ the first is under way.)
 """
 
 import json
+import math
 import time
 from typing import Any
 
@@ -64,9 +65,9 @@ class Answers:
                 return record["answer"]
         return None
 
-    def keep(self, key: str, request: str, answer: Any, *, person: str = "") -> None:
-        """Leave the answer (anything that JSON knows) of a claimed request."""
-        expires = time.time() + self._seconds
+    def keep(self, key: str, request: str, answer: Any, *, person: str = "", seconds: float = math.inf) -> None:
+        """Leave the answer (anything that JSON knows) of a claimed request, which holds for at most so many seconds."""
+        expires = time.time() + min(seconds, self._seconds)
         self._store.put(self._name(key, person), _record(self._signer.sign("request", request), expires, answer))
 
     def give_up(self, key: str, *, person: str = "") -> None:

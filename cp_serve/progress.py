@@ -54,11 +54,7 @@ class Watch:
         if picture is None:
             self._done[image] = step
             if min(self._done) > slowest:
-                self._tell()
+                self._news.put_nowait(Progress(min(self._done), self._steps, self._model))
         else:
-            self._tell(index=self._shown.index(step), image=image, preview=picture)
-
-    def _tell(self, *, index: int | None = None, image: int | None = None, preview: Tensor | None = None) -> None:
-        pixels = None if preview is None else preview.numpy()
-        step = min(self._done)
-        self._news.put_nowait(Progress(step, self._steps, self._model, index, image, pixels))
+            index = self._shown.index(step)
+            self._news.put_nowait(Progress(step, self._steps, self._model, index, image, picture.numpy()))

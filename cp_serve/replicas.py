@@ -11,15 +11,22 @@ from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ray.exceptions import NodeDiedError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, RayServeException, ReplicaUnavailableError
 
-from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, Progress
+from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, Progress, ReplicaDiedError
 from cp_serve.traffic import Traffic
-from services.errors import BusyError, DeadlineError, PalimpsestError, UnavailableError
+from services.errors import BusyError, DeadlineError, PalimpsestError, UnavailableError, unexpected
 from services.telemetry import carried
 
-_DEAD = (RayActorError, WorkerCrashedError, NodeDiedError, ReplicaUnavailableError)
+_DEAD = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    ObjectLostError,  # an answer that was on the node that died
+    ReplicaUnavailableError,
+    ReplicaDiedError,
+)
 _PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each repetition; Serve itself waits for the replica that takes the place of the last one."""
 _GRACE = 1.0
@@ -76,6 +83,7 @@ class Replicas:
 
         Raises:
             UnavailableError: none does.
+            PalimpsestError: what one of them answered, or an unexpected one.
         """
         try:
             with self._errors():
@@ -83,10 +91,10 @@ class Replicas:
                 answers = await call.results_async(timeout_s=patience, return_exceptions=True)
         except TimeoutError:
             raise _none_left() from None
-        alive = [_value(answer) for answer in answers if not isinstance(answer, Exception) or _is_ours(answer)]
+        alive = [answer for answer in answers if not isinstance(answer, _DEAD)]
         if not alive:
             raise _none_left()
-        return alive
+        return [_expected(answer) for answer in alive]
 
     async def stream(self, request: DrawRequest) -> AsyncGenerator[Progress | Drawn, None]:
         """See `Denoiser.stream`. After a replica died it goes on where it was, with the version that it began with,
@@ -190,8 +198,11 @@ def _value(answer: Any) -> Any:
     return answer
 
 
-def _is_ours(error: Exception) -> bool:
-    return isinstance(error, PalimpsestError)
+def _expected(answer: Any) -> Any:
+    """An answer; an error that nobody foresaw must not pass for a replica that died."""
+    if isinstance(answer, Exception) and not isinstance(answer, PalimpsestError):
+        raise unexpected() from answer
+    return _value(answer)
 
 
 def _none_left() -> UnavailableError:

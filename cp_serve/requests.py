@@ -5,10 +5,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from services.errors import UnavailableError
 from services.telemetry import Carried
 
 Picture = NDArray[np.uint8]
 """uint8 [H, W, 3]."""
+
+
+class ReplicaDiedError(UnavailableError):
+    """What a replica answers whose threads died: another one is asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ class Progress:
     """How far a streamed request is.
 
     Attributes:
-        step, steps: of the request's slowest image.
+        step, steps: of the request's slowest image; of a preview, the step that it shows.
         model: the version that draws.
         index, image, preview: the index-th partial picture of an image of the request, where this brings one.
     """

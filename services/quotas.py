@@ -54,7 +54,7 @@ class Buckets:
         self._take(person.name, amount)
         try:
             yield
-        except PalimpsestError:
+        except Exception:
             self._take(person.name, -amount)
             raise
 

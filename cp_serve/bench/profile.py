@@ -1,37 +1,46 @@
-"""Where the engine's time goes: when its parts run, by hooks on their networks."""
+"""Where the engine's time goes: when its U-Net is asked, and, by hooks on them, when other networks run."""
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from cp_serve.batch import Unet
 from services.base_model import BaseModel
 
 _Span = tuple[float, float]
 
 
 class Profile:
-    """When the U-Net, the VAE's decoder and the text encoder of a base ran. Each runs in one thread at a time.
+    """When the U-Net (`watched`), the VAE's decoder and the text encoder of a base ran, each once at a time.
 
     Attributes:
         rows: of the U-Net's batch at each step.
     """
 
     def __init__(self, base: BaseModel) -> None:
-        self._parts: Mapping[str, nn.Module] = {
-            "unet": base.unet,
-            "vae": base.vae.decoder,
-            "text_encoder": base.text_encoder,
-        }
-        self._spans: dict[str, list[_Span]] = {}
+        self._parts: Mapping[str, nn.Module] = {"vae": base.vae.decoder, "text_encoder": base.text_encoder}
+        self._spans: dict[str, list[_Span]] = {"unet": []}
         self.rows: list[int] = []
+
+    def watched(self, unet: Unet) -> Unet:
+        """The same U-Net, noting when it is asked and for how many rows, on however many threads it runs."""
+
+        def run(x_RCHW: Tensor, t_R: Tensor, kv_RLK: Tensor, guided: int) -> Tensor:
+            begun = time.monotonic()
+            found = unet(x_RCHW, t_R, kv_RLK, guided)
+            self._spans["unet"].append((begun, time.monotonic()))
+            self.rows.append(len(x_RCHW))
+            return found
+
+        return run
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Begin anew, and take note until the end of the `with`."""
-        self._spans, self.rows = {name: [] for name in self._parts}, []
+        self._spans, self.rows = {name: [] for name in ("unet", *self._parts)}, []
         hooks = [hook for name, part in self._parts.items() for hook in self._hooks(name, part)]
         try:
             yield
@@ -50,9 +59,7 @@ class Profile:
     def _hooks(self, name: str, part: nn.Module) -> list[Any]:
         begun = [0.0]
 
-        def before(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if name == "unet":
-                self.rows.append(len(inputs[0]))
+        def before(*_: object) -> None:
             begun[0] = time.monotonic()
 
         def after(*_: object) -> None:

@@ -151,7 +151,8 @@ class Ours(System):
         self._base, self._adapters = base, adapters
         self._table = sampler_table(base, "ddim", steps)
         self.profile = Profile(base)
-        self.engine = Engine(base, max_batch=max_batch, max_queue=max_batch * 4, unet=prepare_unet(base))
+        unet = self.profile.watched(prepare_unet(base))
+        self.engine = Engine(base, max_batch=max_batch, max_queue=max_batch * 4, unet=unet)
         self.engine.warm_up()
         # As a replica's cache has it: the negative prompt is the same for all of a version's requests.
         self._negative = [condition(base, [""], adapter) for adapter in adapters]

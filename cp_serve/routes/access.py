@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -80,6 +81,7 @@ async def once(
     asked: str,
     work: Callable[[], Awaitable[_M]],
     kind: type[_M],
+    seconds: float = math.inf,
 ) -> _M:
     """Carry out some work once for an Idempotency-Key: whoever sends the same again gets the same answer.
 
@@ -90,6 +92,7 @@ async def once(
         asked: what is asked for, as one text.
         work: gives the answer.
         kind: of the answer.
+        seconds: for which the answer holds, where that is not for as long as answers are kept.
 
     Raises:
         InputError: the key was used for another request.
@@ -98,7 +101,13 @@ async def once(
     if key is None:
         return await work()
     answers, asked = house(request).answers, f"{request.method} {request.url.path}\n{asked}"
-    if (answer := await store_call(lambda: answers.claim(key, asked, person=person))) is not None:
+    claim = _STORE.submit(answers.claim, key, asked, person=person)
+    try:
+        answer = await asyncio.shield(asyncio.wrap_future(claim))
+    except asyncio.CancelledError:  # the client has gone; nobody will do what is being claimed
+        claim.add_done_callback(lambda done: _unclaim(done, lambda: answers.give_up(key, person=person)))
+        raise
+    if answer is not None:
         response.headers[REPLAYED] = "true"
         return kind.model_validate(answer)
     try:
@@ -107,10 +116,17 @@ async def once(
         _STORE.submit(answers.give_up, key, person=person)  # not awaited: this may be a cancellation
         raise
     try:
-        await store_call(lambda: answers.keep(key, asked, done.model_dump(mode="json"), person=person))
+        told = done.model_dump(mode="json")
+        await store_call(lambda: answers.keep(key, asked, told, person=person, seconds=seconds))
     except PalimpsestError as error:  # it is done, so it is answered
         log.warning("an answer was not kept for its Idempotency-Key: %s", error.message)
     return done
+
+
+def _unclaim(claim: Future[Any], give_up: Callable[[], None]) -> None:
+    """Take back a claim that was made after its client had gone."""
+    if claim.exception() is None and claim.result() is None:
+        give_up()
 
 
 @contextmanager

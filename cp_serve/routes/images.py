@@ -2,10 +2,11 @@
 
 import asyncio
 import base64
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from typing import Annotated
 
@@ -60,6 +61,7 @@ async def generate(body: GenerationRequest, request: Request, response: Response
         asked=body.model_dump_json(),
         work=lambda: _draw(body, request, wanted),
         kind=GenerationResponse,
+        seconds=house(request).settings.picture_seconds if body.response_format == "url" else math.inf,
     )
 
 
@@ -92,12 +94,12 @@ async def _draw(body: GenerationRequest, request: Request, wanted: DrawRequest) 
     with naming_model(), share.taken(person, body.n), span("draw", steps=body.steps, n=body.n) as attributes:
         drawn = await while_connected(request, home.replicas.draw(wanted))
         attributes |= {"model": drawn.model, **drawn.timings}
-    files = await _files(drawn, body.output_format)
-    if body.response_format == "url":
-        urls = [await store_call(lambda f=file: home.pictures.keep(f, body.output_format)) for file in files]  # type: ignore[misc]
-        data = [Picture(url=url, seed=seed) for url, seed in zip(urls, wanted.seeds, strict=True)]
-    else:
-        data = [Picture(b64_json=_b64(file), seed=seed) for file, seed in zip(files, wanted.seeds, strict=True)]
+        files = await _files(drawn, body.output_format)
+        if body.response_format == "url":
+            urls = [await store_call(lambda f=file: home.pictures.keep(f, body.output_format)) for file in files]  # type: ignore[misc]
+            data = [Picture(url=url, seed=seed) for url, seed in zip(urls, wanted.seeds, strict=True)]
+        else:
+            data = [Picture(b64_json=_b64(file), seed=seed) for file, seed in zip(files, wanted.seeds, strict=True)]
     return GenerationResponse(
         created=int(time.time()),
         model=drawn.model,
@@ -112,13 +114,16 @@ async def _stream(body: GenerationRequest, request: Request, wanted: DrawRequest
     """The answer begins with the first thing that a replica says, so that what is refused has a status of its own."""
     home = house(request)
     items = home.replicas.stream(replace(wanted, previews=body.previews))
-    with naming_model(), home.pictures_quota.taken(person_of(request), body.n):
-        first = await while_connected(request, anext(items))
-    return EventStream(_counted(home, _events(body, wanted, first, items)))
+    with ExitStack() as until_first:
+        until_first.enter_context(home.pictures_quota.taken(person_of(request), body.n))
+        with naming_model():
+            first = await while_connected(request, anext(items))
+        share = until_first.pop_all()  # to be given back if the rest breaks down
+    return EventStream(_counted(home, share, _events(body, wanted, first, items)))
 
 
-async def _counted(home: House, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    with home.traffic.streams.track_inprogress():
+async def _counted(home: House, share: ExitStack, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    with share, home.traffic.streams.track_inprogress():
         async with aclosing(events) as open_events:
             async for chunk in open_events:
                 yield chunk

@@ -1,9 +1,12 @@
 """How many replicas the settings ask Serve for."""
 
+from types import SimpleNamespace
+
 import pytest
 from ray.serve.config import AutoscalingConfig
 
 from cp_serve.app import application, scaling
+from cp_serve.scaling import IMAGES
 from services.settings import Settings
 
 
@@ -19,6 +22,17 @@ def test_with_room_it_follows_the_load() -> None:
     assert config.target_ongoing_requests == 12
     assert config.downscale_delay_s == 60
     assert config.upscale_delay_s < 10, "the queue must not be full before anything happens"
+
+
+@pytest.mark.parametrize(
+    ("held", "requests", "wanted"),
+    [({}, 0, 0), ({"a": 16.0}, 2, 2), ({"a": 20.0, "b": 4.0}, 5, 3), ({"a": 4.0}, 24, 3)],
+)
+def test_a_few_requests_for_many_images_are_much_load(held: dict[str, float], requests: float, wanted: float) -> None:
+    config = scaling(Settings(replicas=1, max_replicas=5, max_batch=8))["autoscaling_config"]
+    metrics = {IMAGES: held} if held else {}
+    context = SimpleNamespace(aggregated_metrics=metrics, total_num_requests=requests, config=config)
+    assert config.policy.get_policy()(context)[0] == wanted
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(max_replicas=4)])

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from cp_serve.bank import Bank
-from cp_serve.choice import Chooser
+from cp_serve.choice import Choice, Chooser
 from cp_serve.metrics import Metrics
 from cp_serve.rollout import Rollout
 from services.base_model import BaseModel
-from services.canary import Targets
-from services.errors import UnavailableError
+from services.canary import CANARY, Targets
+from services.errors import BusyError, UnavailableError
 from tests.cp_serve.drawings import PATIENCE
 from tests.cp_serve.versions import adapter_of
 
@@ -26,9 +26,11 @@ class Outage:
 
     base: BaseModel
     down: bool = False
+    asked: list[tuple[str, int]] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
-    def fetch(self, _lineage: str, number: int, **_: object) -> tuple[Any, Any]:
+    def fetch(self, lineage: str, number: int, **_: object) -> tuple[Any, Any]:
+        self.asked.append((lineage, number))
         self._answer()
         return SimpleNamespace(digest=f"sha256:{number}"), adapter_of(self.base, {"fox": 1})
 
@@ -71,6 +73,47 @@ def test_a_version_in_memory_is_had_while_all_who_fetch_wait(registry: Outage, t
         assert {type(answer) for answer in answers} == {UnavailableError}
 
     asyncio.run(choose())
+    chooser.close()
+
+
+def test_all_who_wait_for_one_version_leave_the_other_threads_to_others(registry: Outage, tiny_base: BaseModel) -> None:
+    chooser = chooser_of(registry, Bank(registry, tiny_base))  # type: ignore[arg-type]
+
+    async def choose() -> None:
+        registry.down = True
+        slow = [asyncio.create_task(chooser.choose("slow", "1")) for _ in range(40)]
+        await asyncio.sleep(0.1)
+        registry.down = False
+        assert (await asyncio.wait_for(chooser.choose("pets", "1"), PATIENCE)).slot
+        slow[0].cancel()
+        await asyncio.sleep(0)
+        registry.over.set()
+        answers = await asyncio.gather(*slow, return_exceptions=True)
+        assert isinstance(answers[0], asyncio.CancelledError)
+        assert {type(answer) for answer in answers[1:]} == {UnavailableError}, "who gave up left it to the others"
+        assert registry.asked.count(("slow", 1)) == 1
+        assert (await chooser.choose("slow", "1")).slot, "it is tried again"
+
+    asyncio.run(choose())
+    chooser.close()
+
+
+def test_what_says_nothing_of_a_version_is_no_good_answer_either(registry: Outage, tiny_base: BaseModel) -> None:
+    chooser = chooser_of(registry, Bank(registry, tiny_base))  # type: ignore[arg-type]
+    recorded: list[bool] = []
+
+    def record(_lineage: str, *, canary: bool, failed: bool) -> None:
+        assert canary
+        recorded.append(failed)
+
+    chooser._record = record  # type: ignore[method-assign]
+    choice = Choice("pets", None, CANARY)
+    for error in (BusyError("full"), UnavailableError("away"), asyncio.CancelledError(), ValueError("x")):
+        with pytest.raises(type(error)), chooser.counted(choice):
+            raise error
+    with chooser.counted(choice):
+        pass
+    assert recorded == [True, False], "of the failure that is the version's, and of the answer"
     chooser.close()
 
 

@@ -184,6 +184,28 @@ def test_a_registry_that_is_down_at_the_start_is_waited_for(rooms: Rooms) -> Non
         rooms.follower.stop()
 
 
+def test_files_that_are_out_of_reach_do_not_keep_a_new_replica_from_serving_others(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms.publish(1)
+    get = rooms.bank.get
+    with monkeypatch.context() as outage:
+
+        def away(*_: object, **__: object) -> None:
+            raise UnavailableError("the store does not answer")
+
+        outage.setattr(rooms.bank, "get", away)
+        for _ in range(3):
+            assert not rooms.follower._settled()
+            with pytest.raises(UnavailableError):
+                rooms.look()
+        assert rooms.follower._settled()
+        assert rooms.served is None
+    assert rooms.bank.get == get
+    rooms.look()
+    assert rooms.served == 1, "it is tried on and on"
+
+
 def test_a_hint_is_followed_though_polling_is_rare(rooms: Rooms) -> None:
     rooms.publish(1)
     follower = Follower(rooms.bank._registry, rooms.bank, seconds=3600.0)
@@ -220,7 +242,7 @@ def test_a_canary_whose_gate_failed_is_ended(rooms: Rooms) -> None:
 def test_a_canary_that_cannot_be_ended_now_draws_nothing_and_is_ended_later(
     rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*_: object) -> None:
+    def away(*_: object, **__: object) -> None:
         raise UnavailableError("away")
 
     rooms.publish(1)
@@ -237,6 +259,8 @@ def test_a_canary_that_cannot_be_ended_now_draws_nothing_and_is_ended_later(
         assert rooms.registry.canary(rooms.lineage) == Canary(3, 50)
     rooms.look()
     assert rooms.registry.canary(rooms.lineage) is None
+    ended = rooms.registry.history(rooms.lineage)[-1]
+    assert (ended.after, ended.via, ended.reason) == (None, "serving", "it is not sound, or failed its gate")
 
 
 def test_a_canary_that_failed_during_an_outage_is_ended_when_that_is_over(rooms: Rooms) -> None:

@@ -156,6 +156,13 @@ def test_what_failed_may_be_tried_again_and_so_may_what_nobody_ends(store: Objec
     assert patient.claim("key", "another request") is None
 
 
+def test_an_answer_is_kept_no_longer_than_what_it_leads_to(store: ObjectStore, signer: Signer) -> None:
+    answers = Answers(store, signer, seconds=60, patience=60)
+    answers.claim("key", "request")
+    answers.keep("key", "request", {"url": "link"}, seconds=-1)
+    assert answers.claim("key", "request") is None
+
+
 def test_a_kept_answer_is_forgotten_after_its_time(store: ObjectStore, signer: Signer) -> None:
     answers = Answers(store, signer, seconds=-1, patience=60)
     answers.claim("key", "request")

@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError, RaySystemError
 from ray.serve.exceptions import BackPressureError
 
 from cp_serve.replicas import Replicas
-from cp_serve.requests import Drawn, DrawRequest, Progress
+from cp_serve.requests import Drawn, DrawRequest, Progress, ReplicaDiedError
 from cp_serve.traffic import Traffic
 from services.errors import BusyError, DeadlineError, InputError, PalimpsestError, UnavailableError
 from services.telemetry import Carried, continuing
@@ -75,6 +75,8 @@ class Replica:
 
     async def load(self, lineage: str, number: int) -> PalimpsestError | None:
         assert (lineage, number) == ("pets", 1)
+        if isinstance(self.answer, MemoryError):
+            raise self.answer
         return self.answer if isinstance(self.answer, PalimpsestError) else None
 
 
@@ -226,6 +228,21 @@ def test_what_a_replica_refuses_is_raised_and_never_asked_again() -> None:
         assert len(replica.asked) == 3
         replica.answer = DRAWN
         assert await replicas.everywhere("load", "pets", 1, patience=PATIENCE) == [None]
+        replica.answer = MemoryError()
+        with pytest.raises(PalimpsestError, match="Something went wrong"):
+            await replicas.everywhere("load", "pets", 1, patience=PATIENCE)
+
+    with_replica(use)
+
+
+def test_a_replica_whose_threads_died_is_as_one_that_died() -> None:
+    async def use(replicas: Replicas, replica: Replica, _: Handle) -> None:
+        replica.answer = ReplicaDiedError("died")
+        drawing = asyncio.create_task(replicas.draw(REQUEST))
+        while len(replica.asked) < 2:
+            await asyncio.sleep(0.01)
+        replica.answer = DRAWN
+        assert (await drawing).digest == DRAWN.digest
 
     with_replica(use)
 

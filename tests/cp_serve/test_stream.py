@@ -5,14 +5,16 @@ import pickle
 import threading
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import torch
 
 from cp_serve.denoiser import Classified, ClassifyRequest, Denoiser, Drawn, Progress
 from cp_serve.metrics import merge
-from cp_serve.progress import preview_steps
+from cp_serve.progress import Watch, preview_steps
 from cp_serve.requests import Picture
 from services.canary import CANARY
 from services.errors import DeadlineError, InputError, NotFoundError, PalimpsestError
@@ -78,6 +80,24 @@ def test_closing_a_stream_frees_its_places(serving: Serving) -> None:
         assert serving.denoiser.engine.load == 0
 
     run(leave())
+
+
+def test_a_preview_tells_of_its_own_step_however_late_it_comes() -> None:
+    async def watch() -> list[tuple[int, int | None]]:
+        news = Watch(replace(REQUEST, seeds=(1, 2), steps=4, previews=1), asyncio.get_running_loop())
+        drawings = [SimpleNamespace() for _ in range(2)]
+        news.attach(drawings, "base")  # type: ignore[arg-type]
+        (first,) = drawings[0].previews
+        for step in (1, 2, 3):
+            for drawing in drawings:
+                drawing.report(step, None)
+        drawings[1].report(first, torch.zeros(2, 2, 3))
+        await asyncio.sleep(0)
+        news.end()
+        return [(item.step, item.index) async for item in news]
+
+    first = preview_steps(4, 1)[0]
+    assert asyncio.run(watch()) == [(1, None), (2, None), (3, None), (first, 0)]
 
 
 def test_partial_pictures_are_evenly_spread() -> None:

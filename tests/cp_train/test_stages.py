@@ -186,6 +186,22 @@ def test_an_outage_that_does_not_end_is_an_error_and_the_same_again_learns(
     assert learn(request, settings).version == 1
 
 
+def test_a_job_that_lost_its_lease_leaves_its_successors_checkpoints(
+    settings: Settings, request_of: Callable[[str], Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, store = request_of(f"l{uuid4().hex[:12]}"), open_store(settings)
+
+    def learned(plan: Plan, _: Settings) -> Learned:
+        for run_id in (plan.run_id, "successor"):
+            store.put(f"training/{plan.lineage}/{run_id}/checkpoint", b"half learned")
+        raise UnavailableError("it slept for too long")
+
+    monkeypatch.setattr(cp_train.job, "train", learned)
+    with pytest.raises(UnavailableError):
+        learn(request, settings)
+    assert list(store.list(f"training/{request.lineage}/")) == [f"training/{request.lineage}/successor/checkpoint"]
+
+
 def test_a_lineage_is_not_learned_on_with_another_base(
     settings: Settings, request_of: Callable[[str], Request], tiny_folders: Mapping[str, Path]
 ) -> None:

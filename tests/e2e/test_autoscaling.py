@@ -49,6 +49,26 @@ def replicas(url: str) -> int:
     return len(set(re.findall(r'^palimpsest_steps_total{replica="(\w+)"}', text, re.MULTILINE)))
 
 
+def test_a_few_who_want_many_pictures_at_once_make_it_grow(url: str) -> None:
+    """Two requests: fewer than a replica may have, of more images than it draws at once."""
+    done, answers = threading.Event(), []
+
+    def draw_on(person: int) -> None:
+        body = {"model": "base", "prompt": "a fox", "steps": 20, "n": 8, "user": f"person {person}"}
+        while not done.is_set():
+            answers.append(requests.post(f"{url}/v1/images/generations", json=body, timeout=PATIENCE).status_code)
+
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            drawing = [pool.submit(draw_on, person) for person in range(2)]
+            wait_until(lambda: replicas(url) == 2)
+        finally:
+            done.set()
+        for future in drawing:
+            future.result()
+    assert set(answers) == {200}
+
+
 def test_the_denoiser_grows_with_the_load_and_shrinks_without_it(house: House, url: str) -> None:
     answers: Counter[int] = Counter()
     lock, crowd, everybody = threading.Lock(), threading.Event(), threading.Event()

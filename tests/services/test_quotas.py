@@ -55,6 +55,13 @@ def test_what_was_refused_is_given_back() -> None:
         take(buckets, ADA)
 
 
+def test_what_broke_down_in_whatever_way_is_given_back() -> None:
+    buckets = Buckets(Quota("pictures", 1, 86400.0), clock=Clock())
+    for _ in range(3):
+        with pytest.raises(KeyError), buckets.taken(ADA, 1):
+            raise KeyError
+
+
 def test_administrators_and_0_have_no_limit() -> None:
     buckets, none = Buckets(Quota("pictures", 1, 60.0)), Buckets(Quota("pictures", 0, 60.0))
     for _ in range(5):

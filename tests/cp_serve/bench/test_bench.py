@@ -10,13 +10,16 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from cp_serve.bench import machine, step
 from cp_serve.bench.__main__ import main
-from cp_serve.bench.profile import length_of_union
+from cp_serve.bench.profile import Profile, length_of_union
 from cp_serve.bench.report import summary
 from cp_serve.bench.run import Config, _requests
 from cp_serve.bench.traffic import Traffic, Wish
+from cp_serve.split import split_among_threads
+from services.base_model import BaseModel
 from tests.house import wait_until
 
 
@@ -50,6 +53,15 @@ def test_open_traffic_is_poisson_and_does_not_depend_on_who_serves() -> None:
     assert [moment for moment, _ in fast] == [moment for moment, _ in slow]
     gaps = [after - before for (before, _), (after, _) in pairwise(fast)]
     assert mean(gaps) == pytest.approx(0.5, rel=0.15)
+
+
+def test_a_batch_that_is_split_among_threads_is_one_step(tiny_base: BaseModel) -> None:
+    profile = Profile(tiny_base)
+    unet = profile.watched(split_among_threads(lambda x_RCHW, *_: x_RCHW, 2))
+    with profile.watching():
+        unet(torch.zeros(32, 4, 2, 2), torch.zeros(32), torch.zeros(32, 3, 4), 16)
+    assert profile.rows == [32]
+    assert profile.covered("unet") == pytest.approx(profile.seconds()["unet"])
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # several adapters are the point

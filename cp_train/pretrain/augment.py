@@ -2,7 +2,7 @@
 
 Each picture is turned, sized, moved and mirrored by one affine map, then changed in light. The judge, which must know
 a thing in styles it has never seen, also sees drawings of it blended, bent out of shape, in other hues, in grey,
-redrawn by a random filter or as an outline, blurred, and with a patch missing.
+through a random filter or as an outline, blurred, and with a patch missing.
 """
 
 import math
@@ -51,7 +51,7 @@ def blended(x_BCHW: Tensor, y_BCHW: Tensor, chance: torch.Generator) -> Tensor:
     return parts * x_BCHW + (1 - parts) * y_BCHW
 
 
-def redrawn(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tensor:
+def filtered(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tensor:
     """Some pictures through a random filter of their own, mixed with themselves (RandConv, arXiv 2007.13003).
 
     It changes colours and texture and keeps shapes. The filter's output has the picture's own mean and spread.

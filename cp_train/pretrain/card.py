@@ -24,17 +24,17 @@ brown, and for grounds also grey and black.
 
 ## Held out
 {held} concepts are in no training picture of the base model in any style, and no picture in the styles `emojione` and
-`openmoji` trained any model (`cp_train/pretrain/concepts.txt`, `splits.py`). The judge knows the held-out concepts from
-the other styles. Other code points that show a held-out thing once more are left out as well.
+`openmoji` trained it (`cp_train/pretrain/concepts.txt`, `splits.py`). Other code points that show a held-out thing once
+more are left out as well. The judge knows the held-out concepts, and has never seen `twemoji` and `openmoji`.
 
 ## Measured
 | figure | value |
 |---|---|
 {figures}
 
-`judge.emojione` and `judge.openmoji` are the judge's top-1 on real drawings of styles that it has never seen, among the
-{asked} concepts that it is asked about (judged and held-out ones). How it is asked, about four views of a picture, was
-chosen by `emojione`. `recognised` is its top-1 among the judged concepts on pictures of "a photo of ...", uncurated.
+`judge.twemoji` and `judge.openmoji` are the judge's top-1 on real drawings of styles that it has never seen, among the
+{asked} concepts that it is asked about (judged and held-out ones). `recognised` is its top-1 among the judged concepts
+on pictures of "a photo of ...", uncurated.
 `retrieval` is CLIP's, of a drawing in a held-out style by its caption; a concept may be among the pairs in both styles,
 and either counts.
 

@@ -21,7 +21,7 @@ from cp_train.pretrain.captions import plain
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.progress import Progress
 from cp_train.pretrain.render import Pixels, on
-from cp_train.pretrain.splits import HELD_OUT_STYLES, TRAIN_STYLES, Concept
+from cp_train.pretrain.splits import HELD_OUT_STYLES, JUDGE_HELD_OUT_STYLES, TRAIN_STYLES, Concept
 
 STEPS, GUIDANCE, SEEDS = 20, 4.0, 4
 
@@ -122,7 +122,7 @@ def _timed(pipeline: Any, count: int) -> float:
 def _judge_figures(network: judge.Judge, pictures: Library, concepts: tuple[Concept, ...]) -> dict[str, float]:
     """Top-1 in each held-out style, among all the concepts that the judge has."""
     known = [concept for concept in concepts if concept.code in network.codes]
-    found = {style: pictures.select(known, [style]) for style in HELD_OUT_STYLES}
+    found = {style: pictures.select(known, [style]) for style in JUDGE_HELD_OUT_STYLES}
     figures = {style: judge.accuracy(network, real) for style, real in found.items()}
     return (
         figures | {"concepts": len(network.codes)} | {f"{style}_pictures": len(real) for style, real in found.items()}

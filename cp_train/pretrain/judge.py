@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cp_train.evaluation.judge import Judge, JudgeSize, Network
-from cp_train.pretrain.augment import bent, blended, blurred, cut, moved, redrawn, rehued, relit, traced
+from cp_train.pretrain.augment import bent, blended, blurred, cut, filtered, moved, rehued, relit, traced
 from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import Pixels, on
@@ -43,7 +43,7 @@ class JudgeConfig(JudgeSize):
     """Size and training of the judge."""
 
     batch: int = 64
-    further: float = 0.5
+    further: float = 0.2
     """The share of each batch that shows further classes."""
     smoothing: float = 0.1
     seed: int = 13
@@ -91,9 +91,9 @@ def _train(config: JudgeConfig, painter: Painter, further: tuple[Concept, ...], 
 
 def _shown(painter: Painter, things: list[Concept], chance: Random, noise: torch.Generator, strength: float) -> Tensor:
     """A picture of each thing, some of them blended of two."""
-    drawn = [painter.single(chance, thing, pictograms=0.3 * strength) for thing in things]
+    drawn = [painter.single(chance, thing, pictograms=0.1 * strength) for thing in things]
     again = [
-        painter.single(chance, thing, pictograms=0.3 * strength) if chance.random() < 0.4 * strength else one
+        painter.single(chance, thing, pictograms=0.1 * strength) if chance.random() < 0.4 * strength else one
         for thing, one in zip(things, drawn, strict=True)
     ]
     return blended(tensor(drawn), tensor(again), noise)
@@ -101,10 +101,10 @@ def _shown(painter: Painter, things: list[Concept], chance: Random, noise: torch
 
 def disturbed(x_BCHW: Tensor, chance: torch.Generator, strength: float = 1.0) -> Tensor:
     """Everything that must not matter, changed; place and size always, the rest up to `strength` of 0..1."""
-    x_BCHW = bent(moved(x_BCHW, chance, turn=15 + 10 * strength), chance, by=0.08 * strength)
-    x_BCHW = relit(rehued(x_BCHW, chance, 0.5 * strength), chance, by=0.35 * strength)
-    x_BCHW = traced(redrawn(x_BCHW, chance, 0.5 * strength), chance, 0.12 * strength)
-    return cut(blurred(x_BCHW, chance, 0.3 * strength), chance, 0.5 * strength)
+    x_BCHW = bent(moved(x_BCHW, chance, turn=12 + 8 * strength), chance, by=0.06 * strength)
+    x_BCHW = relit(rehued(x_BCHW, chance, 0.05 * strength), chance, by=0.3 * strength)
+    x_BCHW = traced(filtered(x_BCHW, chance, 0.1 * strength), chance, 0.03 * strength)
+    return cut(blurred(x_BCHW, chance, 0.2 * strength), chance, 0.2 * strength)
 
 
 def hardness(step: int, steps: int) -> float:

@@ -2,11 +2,11 @@
 
 `pictures.npz` holds RGBA pictures [N, 64, 64, 4] with their code points and style. Besides the listed concepts it
 holds the rest of the artwork in the training styles ("scenery"), from which only the VAE and the judge learn, and the
-concepts' pictograms.
+concepts' pictograms. `redrawn.npz` holds drawings as other hands might have made them.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from cp_train.files import write_whole
-from cp_train.pretrain.artwork import LABELS, STYLES, Artwork, Package
+from cp_train.pretrain.artwork import LABELS, STYLES, Artwork, Package, package_of
+from cp_train.pretrain.loop import dice
 from cp_train.pretrain.pictograms import PICTOGRAMS
 from cp_train.pretrain.progress import Progress
+from cp_train.pretrain.redraw import redrawn
 from cp_train.pretrain.render import Pixels, picture
-from cp_train.pretrain.splits import HELD_OUT_STYLES, TRAIN_STYLES, Concept, concepts, twins
+from cp_train.pretrain.splits import (
+    HELD_OUT_STYLES,
+    JUDGE_STYLES,
+    TRAIN_STYLES,
+    Concept,
+    concepts,
+    twins,
+)
 
+_REDRAWN, _REDRAWN_SCENERY = 8, 3  # hands in which each drawing is made once more
 _LEFT_OUT_GROUPS = {1, 8, 9}  # people (hundreds of variations), symbols, flags
 
 
@@ -54,8 +64,16 @@ class Library:
 
     @cached_property
     def index(self) -> dict[tuple[str, str], int]:
-        """(code, style) -> row."""
-        return {(str(c), str(s)): i for i, (c, s) in enumerate(zip(self.codes, self.styles, strict=True))}
+        """(code, style) -> row; of several the last."""
+        return {key: rows[-1] for key, rows in self.rows.items()}
+
+    @cached_property
+    def rows(self) -> dict[tuple[str, str], list[int]]:
+        """(code, style) -> rows."""
+        found: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for row, (code, style) in enumerate(zip(self.codes, self.styles, strict=True)):
+            found[str(code), str(style)].append(row)
+        return dict(found)
 
     def _where(self, mask: npt.NDArray[np.bool_]) -> "Library":
         return Library(self.rgba_NHW4[mask], self.codes[mask], self.styles[mask])
@@ -63,7 +81,7 @@ class Library:
     def save(self, path: Path) -> None:
         """Write as one npz file, whole or not at all."""
         partial = path.with_name(path.stem + ".partial.npz")
-        np.savez(partial, rgba=self.rgba_NHW4, codes=self.codes, styles=self.styles)
+        np.savez_compressed(partial, rgba=self.rgba_NHW4, codes=self.codes, styles=self.styles)
         partial.replace(path)
 
     @classmethod
@@ -71,6 +89,36 @@ class Library:
         """Read what `save` wrote."""
         with np.load(path) as stored:
             return cls(stored["rgba"], stored["codes"], stored["styles"])
+
+
+def redrawings(out: Path) -> Library:
+    """The drawings once more in other hands (`redraw.py`), kept in `out`: several a thing and style.
+
+    Not of `openmoji`, on which nothing may be trained, nor where a style's drawings are no vector graphics.
+    """
+    path = out / "redrawn.npz"
+    if not path.exists():
+        artwork = Artwork(out / "packages")
+        listed = {concept.code for concept in concepts()}
+        styles = [style for style in sorted({*TRAIN_STYLES, *JUDGE_STYLES}) if package_of(style).kind == "iconify"]
+        rows = [row for style in styles for row in _redrawn(artwork, style, listed)]
+        rgba, subjects, names = zip(*rows, strict=True)
+        Library(np.stack(rgba), np.array(subjects), np.array(names)).save(path)
+    return Library.load(path)
+
+
+def _redrawn(artwork: Artwork, style: str, listed: set[str]) -> Iterator[tuple[Pixels, str, str]]:
+    found = artwork.drawings(style)
+    wanted = [code for code in found if code in listed or (_is_scenery(artwork, code) and code not in twins())]
+    progress = Progress(f"redraw {style}", len(wanted))
+    for step, code in enumerate(wanted, 1):
+        svg, chance = found[code], dice(15, f"{style} {code}")
+        assert isinstance(svg, str)
+        for _ in range(_REDRAWN if code in listed else _REDRAWN_SCENERY):
+            image = picture(redrawn(svg, chance))
+            if image is not None:
+                yield np.asarray(image), code, style
+        progress.update(step)
 
 
 def library(out: Path) -> Library:
@@ -93,7 +141,9 @@ def provenance(pictures: Library) -> list[dict[str, str | int]]:
         mine = pictures.codes[pictures.styles == package.style]
         counts = Counter(trained=int(np.isin(mine, known).sum()), held_out=int(np.isin(mine, secret).sum()))
         scenery = len(mine) - counts.total()
-        use = "measured against only" if package.style in HELD_OUT_STYLES else "training; others: VAE and judge only"
+        use = "training; others: VAE and judge only"
+        if package.style in HELD_OUT_STYLES:
+            use = "judge only" if package.style in JUDGE_STYLES else "measured against only"
         if package in PICTOGRAMS:
             use = "judge and image tower only"
         rows.append(_origin(package) | counts | {"scenery": scenery, "used": use})

@@ -20,15 +20,18 @@ KINDS: Mapping[str, float] = {"plain": 0.52, "tint": 0.14, "ground": 0.16, "pair
 """How often each kind of scene is drawn."""
 _GROUNDED, _INKED = 1 / 3, 0.5
 """Shares of single subjects on a coloured ground, and of pictograms in coloured ink."""
+_REDRAWN = 0.75
+"""Share of single subjects in another hand, where there is one."""
 
 
 @dataclass(frozen=True)
 class Painter:
-    """Paints scenes of `concepts` from the pictures of a library."""
+    """Paints scenes of `concepts` from the pictures of a library; single subjects in other hands, too, if there are."""
 
     pictures: Library
     concepts: tuple[Concept, ...]
     styles: tuple[str, ...]
+    redrawn: Library | None = None
     _colours: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def scene(self, chance: random.Random, subject: Concept | None = None, style: str | None = None) -> Scene:
@@ -52,7 +55,8 @@ class Painter:
         ground = chance.choice(list(GROUNDS)) if chance.random() < _GROUNDED else None
         drawn = self._drawn(subject, PICTOGRAM_STYLES)
         if not drawn or chance.random() >= pictograms:
-            return self.paint(Scene(subject=subject, style=chance.choice(self.styles_of(subject)), ground=ground))
+            scene = Scene(subject=subject, style=chance.choice(self.styles_of(subject)), ground=ground)
+            return painted(scene, self._in_any_hand(chance, subject, scene.style))
         inked = ground == "black" or chance.random() < _INKED
         tint = chance.choice(list(TINTS)) if inked else None
         return self.paint(Scene(subject=subject, style=chance.choice(drawn), tint=tint, ground=ground))
@@ -90,6 +94,13 @@ class Painter:
         """
         drawn = [c for c in self.concepts if c != subject and (c.code, style) in self.pictures.index]
         return chance.choice(drawn)
+
+    def _in_any_hand(self, chance: random.Random, concept: Concept, style: str) -> Pixels:
+        """The drawing of a concept in a style, mostly redrawn where it can be."""
+        rows = self.redrawn.rows.get((concept.code, style)) if self.redrawn else None
+        if self.redrawn is None or not rows or chance.random() >= _REDRAWN:
+            return self.rgba(concept, style)
+        return np.asarray(self.redrawn.rgba_NHW4[chance.choice(rows)])
 
     def rgba(self, concept: Concept, style: str) -> Pixels:
         """The drawing of a concept in a style [H, W, 4]."""

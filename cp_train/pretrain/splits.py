@@ -1,9 +1,10 @@
 """What is learned, what is held out, and what is judged: committed lists, read from `concepts.txt`.
 
 Two things are held out entirely. One hundred concepts are in no training picture of the base model in any style:
-they are what gets personalized (the judge alone knows them). And two styles are in no training picture of any
-model, the judge included: `emojione`, an ordinary coloured style, and `openmoji`, drawn in outlines (its licence is
-share-alike, so it may only ever be measured against).
+they are what gets personalized (the judge alone knows them). And two styles are in no training picture of the base
+model: `emojione`, an ordinary coloured style, and `openmoji`, drawn in outlines (its licence is share-alike, so it may
+only ever be measured against). The judge has held-out styles of its own, by which it is measured: `openmoji`, and
+`twemoji`, a coloured style; `emojione` it may see, for the more hands it has seen, the better it tells things apart.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from cp_train.pretrain.pictograms import PICTOGRAMS
 
 HELD_OUT_STYLES = ("emojione", "openmoji")
 TRAIN_STYLES = tuple(package.style for package in STYLES if package.style not in HELD_OUT_STYLES)
+JUDGE_HELD_OUT_STYLES = ("twemoji", "openmoji")
+JUDGE_STYLES = tuple(package.style for package in STYLES if package.style not in JUDGE_HELD_OUT_STYLES)
 PICTOGRAM_STYLES = tuple(package.style for package in PICTOGRAMS)
 PARTS = ("train", "judged", "tuning", "reporting")
 _TWIN = "twin"

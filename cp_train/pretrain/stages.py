@@ -1,6 +1,7 @@
 """The recipe's stages, in order; each leaves its result in the output folder and is skipped once that is there.
 
     pictures   packages -> pictures.npz, provenance.json
+    redraw     packages -> redrawn.npz
     tokenizer  captions -> tokenizer/
     clip       -> clip/               vision -> vision/, CLIP with a finer image tower
     vae        -> vae/                judge  -> judge/
@@ -40,9 +41,9 @@ from cp_train.pretrain.card import card
 from cp_train.pretrain.clip import ClipConfig
 from cp_train.pretrain.judge import JudgeConfig
 from cp_train.pretrain.loop import Schedule
-from cp_train.pretrain.pictures import Library, library
+from cp_train.pretrain.pictures import Library, library, redrawings
 from cp_train.pretrain.scenes import Painter
-from cp_train.pretrain.splits import TRAIN_STYLES, Concept, concepts
+from cp_train.pretrain.splits import JUDGE_STYLES, TRAIN_STYLES, Concept, concepts
 from cp_train.pretrain.unet import UNetConfig
 from cp_train.pretrain.vae import VaeConfig
 from cp_train.pretrain.vision import VisionConfig
@@ -122,6 +123,11 @@ class Run:
         """The picture library."""
         return library(self.out)
 
+    @cached_property
+    def redrawn(self) -> Library:
+        """The same in other hands."""
+        return redrawings(self.out)
+
     @property
     def painter(self) -> Painter:
         """Paints what the base model learns."""
@@ -182,6 +188,10 @@ def _pictures(run: Run) -> None:
     library(run.out)
 
 
+def _redraw(run: Run) -> None:
+    redrawings(run.out)
+
+
 def _tokenizer(run: Run) -> None:
     texts = tokens.corpus(run.painter, run.recipe.captions)
     run.keep("tokenizer", tokens.build(texts, run.recipe.vocabulary).save_pretrained)
@@ -193,7 +203,8 @@ def _clip(run: Run) -> None:
 
 
 def _vision(run: Run) -> None:
-    model = vision.train(run.recipe.vision, run.clip, run.tokenizer, run.painter, run.checkpoint("vision"))
+    painter = replace(run.painter, redrawn=run.redrawn)
+    model = vision.train(run.recipe.vision, run.clip, run.tokenizer, painter, run.checkpoint("vision"))
     run.keep("vision", model.save_pretrained)
 
 
@@ -204,7 +215,7 @@ def _vae(run: Run) -> None:
 
 def _judge(run: Run) -> None:
     asked = tuple(concept for concept in run.concepts if concept.part != "train")
-    painter, further = Painter(run.pictures, asked, TRAIN_STYLES), run.pictures.others(asked, TRAIN_STYLES)
+    painter, further = Painter(run.pictures, asked, JUDGE_STYLES, run.redrawn), run.pictures.others(asked, JUDGE_STYLES)
     run.keep("judge", judge.train(run.recipe.judge, painter, further, run.checkpoint("judge")).save)
 
 
@@ -292,13 +303,14 @@ class Stage:
 
 STAGES = {
     "pictures": Stage(_pictures, "pictures.npz"),
+    "redraw": Stage(_redraw, "redrawn.npz", ("pictures",)),
     "tokenizer": Stage(_tokenizer, "tokenizer", ("pictures",)),
     "clip": Stage(_clip, "clip", ("tokenizer",)),
     "vae": Stage(_vae, "vae", ("pictures",)),
-    "judge": Stage(_judge, "judge", ("pictures",)),
+    "judge": Stage(_judge, "judge", ("redraw",)),
     "pool": Stage(_pool, "pool.npz", ("vae",)),
     "unet": Stage(_unet, "unet", ("pool", "clip")),
-    "vision": Stage(_vision, "vision", ("clip",)),
+    "vision": Stage(_vision, "vision", ("clip", "redraw")),
     "export": Stage(_export, "model", ("unet", "vision", "judge")),
     "evaluate": Stage(_evaluate, "model/metrics.json", ("export",)),
     "personalize": Stage(_personalize, "model/personalization.json", ("export",)),

@@ -76,6 +76,7 @@ def run(tmp_path: Path, pictures, few) -> Run:
 def fresh(folder: Path, pictures: Library, few: tuple[Concept, ...]) -> Run:
     folder.mkdir(parents=True)
     pictures.save(folder / "pictures.npz")
+    pictures.select(few, [TRAIN_STYLES[0]]).save(folder / "redrawn.npz")
     (folder / "provenance.json").write_text(json.dumps([{"style": "shapes", "package": "none"}]), "utf-8")
     return Run(folder, Recipe.tiny(), few)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cp_train.pretrain import artwork, captions, compose, pictograms, pictures, render, splits
+from cp_train.pretrain import artwork, captions, compose, pictograms, pictures, redraw, render, splits
 from cp_train.pretrain.artwork import Artwork, ArtworkError, Package
 from cp_train.pretrain.compose import TINTS, Scene
 from cp_train.pretrain.scenes import Painter
@@ -119,6 +119,54 @@ def test_single_subjects_are_pictograms_some_of_the_time_and_seen_on_every_groun
     flat = [colours for colours in seen if (colours == colours[0]).all()]
     assert 0.3 < len(flat) / len(seen) < 0.5
     assert len({tuple(colours[0]) for colours in flat}) > 4, "inks"
+
+
+def test_single_subjects_are_seen_in_other_hands_too(pictures, few):
+    subject, style = few[0], splits.TRAIN_STYLES[0]
+    drawn = pictures.select([subject], [style])
+    hands = [replace(drawn, rgba_NHW4=np.full_like(drawn.rgba_NHW4, shade)) for shade in (50, 90)]
+    redrawn = replace(
+        drawn,
+        rgba_NHW4=np.concatenate([hand.rgba_NHW4 for hand in hands]),
+        codes=np.repeat(drawn.codes, 2),
+        styles=np.repeat(drawn.styles, 2),
+    )
+    painter = Painter(pictures, few, (style,), redrawn)
+    seen = [painter.single(random.Random(seed), subject, pictograms=0.0) for seed in range(300)]
+    flat = {int(p[0, 0, 0]) for p in seen if (p == p[0, 0]).all()}
+    share = sum((p == p[0, 0]).all() for p in seen) / len(seen)
+    assert len(flat) > 2, "both hands, on several grounds"
+    assert 0.65 < share < 0.85
+
+
+def test_a_drawing_by_another_hand_is_still_a_drawing_of_its_own():
+    svg = SVG.format(
+        '<defs><linearGradient id="g"><stop stop-color="#ff0000"/><stop stop-color="#0000ff"/></linearGradient></defs>'
+        '<path fill="url(#g)" d="M2 2h12v12h-12z"/><circle cx="8" cy="8" r="3" fill="#0a0"/>'
+    )
+    drawn = [redraw.redrawn(svg, random.Random(seed)) for seed in range(40)]
+    assert len(set(drawn)) == len(drawn)
+    assert drawn[3] == redraw.redrawn(svg, random.Random(3))
+    assert 5 < sum("url(#g)" in other for other in drawn) < 35, "some are flat"
+    assert 5 < sum("stroke=" in other for other in drawn) < 35, "some are outlined"
+    pytest.importorskip("resvg_py")
+    shown = [render.picture(other) for other in drawn]
+    assert all(image is not None for image in shown)
+    whole = np.asarray(render.picture(svg))[..., 3] > 128
+    for image in shown:
+        other = np.asarray(image)[..., 3] > 128
+        assert (whole & other).sum() > 0.45 * (whole | other).sum(), "the thing is where it was"
+
+
+def test_a_gradient_becomes_its_mean_colour():
+    svg = '<radialGradient id="a" r="1"><stop stop-color="#f00"/><stop stop-color="#00f"/></radialGradient>'
+    assert 'fill="#800080"' in redraw.flattened(f'<svg viewBox="0 0 2 2">{svg}<path fill="url(#a)"/></svg>')
+    assert redraw.flattened('<path fill="url(#b)"/>') == '<path fill="url(#b)"/>', "no such gradient"
+
+
+def test_the_judge_never_sees_what_it_is_measured_by():
+    assert not set(splits.JUDGE_STYLES) & set(splits.JUDGE_HELD_OUT_STYLES)
+    assert {p.style for p in artwork.STYLES if p.share_alike} <= set(splits.JUDGE_HELD_OUT_STYLES)
 
 
 def test_every_style_is_pinned_and_share_alike_is_never_trained_on():

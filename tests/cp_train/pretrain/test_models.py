@@ -16,7 +16,7 @@ from cp_train.pretrain.scenes import tensor
 from cp_train.pretrain.stages import Recipe
 
 TINY = Recipe.tiny()
-CHANGES = ("moved", "bent", "relit", "rehued", "redrawn", "blurred", "cut")
+CHANGES = ("moved", "bent", "relit", "rehued", "filtered", "blurred", "cut")
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def test_a_model_that_lacks_a_part_is_refused_whole(run, finished, tmp_path):
     shutil.copytree(finished.out / "model", tmp_path / "model", ignore=shutil.ignore_patterns("judge"))
     with pytest.raises(FileNotFoundError, match="has no judge"):
         run.begin_from(tmp_path / "model")
-    assert {path.name for path in run.out.iterdir()} == {"pictures.npz", "provenance.json"}
+    assert {path.name for path in run.out.iterdir()} == {"pictures.npz", "redrawn.npz", "provenance.json"}
 
 
 def test_what_is_held_out_trains_nothing_but_the_judge(finished, few):

@@ -1,15 +1,17 @@
 """A canary: a version that gets a share of a lineage's requests before it is live, and when it loses that share.
 
 In the registry it is the alias `canary` and a tag of the registered model with the percentage, so that MLflow's own
-pages show it and may end it. Which requests it gets is evenly spread: of any 100 in a row, `percent`.
+pages show it and may end it. Of a hundred requests in a row it gets `percent`, give or take two: one of every few,
+drawn by lot, for a client's good and bad requests may come in turn, and must not all fall to one version.
 
 It is ended when it fails more often than `live` does among the same traffic: Fisher's exact test on the two counts of
 failures (one-sided, p < 0.01 [ours]). What is wrong with the requests themselves falls on both alike and ends nothing.
 """
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import comb, floor
+from math import ceil, comb, floor
 from typing import Self
 
 CANARY = "canary"
@@ -83,6 +85,9 @@ class Trial:
     canary: Canary
     requests: int = 0
     arms: tuple[Outcomes, Outcomes] = field(default_factory=lambda: (Outcomes(), Outcomes()))
+    chance: random.Random = field(default_factory=random.Random)
+    _few: int = -1  # the number of the few among which the request is
+    _drawn: int = 0  # the request of them that was drawn
 
     @classmethod
     def continued(cls, before: Self | None, canary: Canary) -> "Trial":
@@ -93,8 +98,13 @@ class Trial:
     def next(self) -> bool:
         """Whether the canary gets the next request."""
         share = self.canary.percent / 100
+        rarer = min(share, 1 - share)
+        request, few = self.requests, floor(self.requests * rarer)
+        if few != self._few:
+            last = max(request, ceil((few + 1) / rarer) - 1)
+            self._few, self._drawn = few, self.chance.randint(request, last)
         self.requests += 1
-        return floor(self.requests * share) > floor((self.requests - 1) * share)
+        return (request == self._drawn) == (share == rarer)
 
     def record(self, *, canary: bool, failed: bool) -> None:
         """How a request of one arm ended."""

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cp_serve.batch import Drawing
+from cp_serve.batch import Drawing, Unet
 from cp_serve.engine import Engine
 from cp_serve.samplers import SAMPLERS, sampler_table
 from services.adapter import Adapter
@@ -74,8 +74,10 @@ def random_wishes(adapters: Sequence[Adapter | None], count: int, *, seed: int) 
 
 
 @contextmanager
-def engine_of(base: BaseModel, *, max_batch: int = 16, max_queue: int = 64) -> Iterator[Engine]:
-    engine = Engine(base, max_batch=max_batch, max_queue=max_queue)
+def engine_of(
+    base: BaseModel, *, max_batch: int = 16, max_queue: int = 64, unet: Unet | None = None
+) -> Iterator[Engine]:
+    engine = Engine(base, max_batch=max_batch, max_queue=max_queue, unet=unet)
     try:
         yield engine
     finally:

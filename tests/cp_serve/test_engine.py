@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cp_serve.engine import Places
-from cp_serve.samplers import scheduler_of
+from cp_serve.samplers import SAMPLERS, scheduler_of
+from cp_serve.unet import prepare_unet
 from services.base_model import BaseModel, load_base
 from services.errors import BusyError, RefusedError, UnavailableError
 from tests.bases import reference
@@ -98,10 +99,22 @@ def test_the_base_draws_what_plain_diffusers_draws(embedded_base: BaseModel, wis
     assert distance(alone(embedded_base, wish), plain(embedded_base, wish)) <= NEAR
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_mix_as_it_is_served_is_what_plain_diffusers_draws(embedded_base: BaseModel, seed: int) -> None:
+    adapters = [None, learned_like(embedded_base, 1), learned_like(embedded_base, 2)]
+    wishes = random_wishes(adapters, 6, seed=seed)
+    with engine_of(embedded_base, max_batch=4, unet=prepare_unet(embedded_base)) as engine:
+        together = draw(engine, *(wish.drawing(embedded_base) for wish in wishes))
+    for wish, picture in zip(wishes, together, strict=True):
+        assert distance(picture, plain(embedded_base, wish)) <= NEAR, wish
+
+
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
-def test_an_adapter_draws_what_plain_diffusers_draws(embedded_base: BaseModel, guidance: float) -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_adapter_draws_what_plain_diffusers_draws(embedded_base: BaseModel, sampler: str, guidance: float) -> None:
     adapter = learned_like(embedded_base, 5)
-    wish = Wish(prompt="a photo of a <fox> on grass", negative="dark", adapter=adapter, steps=6, guidance=guidance)
+    asked = Wish(prompt="a photo of a <fox> on grass", negative="dark", adapter=adapter, steps=6, sampler=sampler)
+    wish = replace(asked, guidance=guidance)
     picture = alone(embedded_base, wish)
     assert distance(picture, plain(embedded_base, wish)) <= NEAR
     assert distance(picture, alone(embedded_base, replace(wish, adapter=learned_like(embedded_base, 6)))) > 20

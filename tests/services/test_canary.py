@@ -9,10 +9,18 @@ from services.canary import Canary, Outcomes, Trial, canary_of, worse
 
 @pytest.mark.parametrize("percent", [1, 10, 33.3, 50, 99])
 def test_of_a_hundred_requests_in_a_row_a_canary_gets_its_share(percent: float) -> None:
-    trial = Trial(Canary(2, percent))
+    trial = Trial(Canary(2, percent), chance=random.Random(1))
     turns = [trial.next() for _ in range(1000)]
     for start in range(0, 900, 37):
-        assert abs(sum(turns[start : start + 100]) - percent) <= 1
+        assert abs(sum(turns[start : start + 100]) - percent) <= 2
+
+
+def test_a_client_whose_requests_are_bad_by_turns_hurts_both_versions_alike() -> None:
+    trial, failures = Trial(Canary(2, 50), chance=random.Random(1)), [0, 0]
+    for request in range(400):
+        canary = trial.next()
+        failures[canary] += request % 2
+    assert abs(failures[0] - failures[1]) < 40
 
 
 def test_what_is_no_share_is_no_canary() -> None:

@@ -69,6 +69,7 @@ class Moves(Catalogue):
         super().__init__(settings, store)
         self._audit = AuditLog(store)
         self._quiet_until: dict[str, float] = {}
+        self._noticing: set[str] = set()  # lineages: what is found while one is written down is the next reader's
 
     def promote(self, lineage: str, number: int, *, expected: int | None, actor: str = "", reason: str = "") -> bool:
         """Make a new version `live` if `live` still is `expected`; else it stays `candidate`.
@@ -334,14 +335,18 @@ class Moves(Catalogue):
     def _notice(self, model: Any) -> None:
         """Write down what was done in MLflow itself. Costs nothing where nothing was, and never fails a reader."""
         moved = [alias for alias in _RECORDED if _number(model, alias) != Mark.of(model, alias).number]
-        if not moved or time.monotonic() < self._quiet_until.get(model.name, 0.0):
+        busy = model.name in self._noticing or time.monotonic() < self._quiet_until.get(model.name, 0.0)
+        if not moved or busy:
             return
+        self._noticing.add(model.name)
         try:
             for alias in moved:
                 self._write_down(model, alias)
         except PalimpsestError as error:
             self._quiet_until[model.name] = time.monotonic() + _QUIET
             _log.warning("a move of %s in MLflow is not in the audit log yet: %s", model.name, error.message)
+        finally:
+            self._noticing.discard(model.name)
 
     def _write_down(self, model: Any, alias: str) -> None:
         """Bring the log up to where an alias is, unless a move of it is under way."""
@@ -366,6 +371,7 @@ class Moves(Catalogue):
             if alias == LIVE and now is not None:
                 with suppress(NotFoundError):  # it is being deleted, or was
                     self._crown(lineage, now, Why(actor=UNKNOWN, reason=FOUND, via="found"))
+                    return
             self._tell(lineage)
         elif mark != Mark(last.number, now):
             self._mark(lineage, last)

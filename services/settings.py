@@ -95,7 +95,10 @@ class Settings(BaseSettings):
         "", description="URL under which clients reach the HTTP API, for links; empty: the local one."
     )
     max_replicas: int = Field(
-        0, ge=0, description="Replicas that load, a full batch of images each, may grow the denoiser to; up to `replicas` means always `replicas`."
+        0,
+        ge=0,
+        description="Replicas that load, a full batch of images each, may grow the denoiser to; "
+        "up to `replicas` means always `replicas`.",
     )
     downscale_seconds: float = Field(300.0, ge=0, description="Seconds of less load before a replica is let go.")
     max_upload_bytes: int = Field(256 * 2**20, ge=1, description="Bytes of one upload's files together, at most.")

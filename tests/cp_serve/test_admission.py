@@ -33,16 +33,15 @@ def test_a_full_queue_says_when_there_will_be_room(tiny_base: BaseModel) -> None
 
 def test_a_crowd_is_refused_by_one_look_at_the_queue(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    with engine_of(tiny_base, max_batch=1, max_queue=1) as engine, engine.places(Places(2, steps=5)):
+    with engine_of(tiny_base, max_batch=1, max_queue=1) as engine:
         honest = engine._releases
         monkeypatch.setattr(engine, "_releases", lambda: [looks.append(1), honest()][1])
         monkeypatch.setattr("cp_serve.engine._FRESH", 60.0)
-        for _ in range(50):
-            refused(engine, Places(1, steps=5))
-        assert len(looks) == 1
-    with engine.places(Places(2, steps=5)):
-        refused(engine, Places(1, steps=5))
-    assert len(looks) == 2, "others hold the places now"
+        for holders in (1, 2):
+            with engine.places(Places(2, steps=5)):
+                for _ in range(50):
+                    refused(engine, Places(1, steps=5))
+            assert len(looks) == holders, "others hold the places now"
 
 
 def test_what_cannot_be_done_in_time_is_refused_at_once(tiny_base: BaseModel) -> None:

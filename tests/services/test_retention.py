@@ -244,7 +244,9 @@ def test_forgetting_for_good_that_was_interrupted_is_finished_by_repeating_it(
     assert (forgotten.live, forgotten.deleted, forgotten.knowing) == (1, (3, 2), ())
     assert forgotten.resubmit == ("c2",), "it is said although `live` went back long ago"
     left = list(whole._store.list(""))
-    assert [key for key in left if any(info.run_id in key for info in made[1:]) or key.startswith("training/")] == []
+    assert [
+        key for key in left if any(info.run_id in key for info in made[1:]) or key.startswith(f"training/{lineage}/")
+    ] == []
     told = [entry.before for entry in whole.history(lineage) if entry.action == "delete"]
     assert told == [3, 2], "once each"
 

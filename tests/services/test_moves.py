@@ -91,6 +91,31 @@ def test_a_promotion_in_mlflow_itself_is_a_whole_one(
     assert registry.aliases(lineage)[LIVE] == 3
 
 
+def test_a_reader_does_not_wait_until_others_move_no_more(
+    registry: Registry,
+    mlflow_client: Mlflow,
+    lineage: str,
+    chain: list[VersionInfo],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is moved while one move is written down is the next reader's."""
+    honest, moves = registry._client.set_model_version_tag, 0
+
+    def moved_meanwhile(*args: str) -> None:
+        nonlocal moves
+        moves += 1
+        mlflow_client.set_registered_model_alias(lineage, LIVE, str(1 + moves % 2))
+        honest(*args)
+
+    mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(registry._client, "set_model_version_tag", moved_meanwhile)
+        registry.targets()
+        assert moves == 3, "the three tags of one promotion"
+    assert registry.aliases(lineage)[LIVE] == 2
+    assert live_moves(registry, lineage)[-2:] == [(3, 1, "found"), (1, 2, "found")]
+
+
 def test_what_went_live_in_mlflow_alone_is_not_begun_anew(
     registry: Registry, mlflow_client: Mlflow, lineage: str
 ) -> None:

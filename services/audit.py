@@ -102,10 +102,6 @@ class AuditLog:
         moves = (entry for entry in self._newest(lineage) if entry.action == "move")
         return next((entry for entry in moves if entry.alias == alias), None)
 
-    def deleted(self, lineage: str) -> set[int]:
-        """Versions of whose deletion the log tells."""
-        return {entry.before for entry in self._newest(lineage) if entry.action == "delete" and entry.before}
-
     def since(self, lineage: str, moment: datetime) -> list[Entry]:
         """Entries that were written after a moment, newest first."""
         return list(takewhile(lambda entry: datetime.fromisoformat(entry.at) >= moment, self._newest(lineage)))

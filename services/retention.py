@@ -107,8 +107,9 @@ class Retention(Registry):
         """With a writer, delete too."""
         versions = {version.number: version for version in self.versions(lineage)}
         knowing = {number: version.concepts for number, version in versions.items() if concept in version.concepts}
-        begun = {number: known for number, known in self._unfinished(lineage).items() if concept in known}
-        if not knowing and not (writer and begun):
+        unfinished = self._unfinished(lineage) if writer else {}
+        begun = {number: known for number, known in unfinished.items() if concept in known}
+        if not knowing and not begun:
             raise NotFoundError(f"No version of `{lineage}` knows <{check_name(concept, 'name')}>.", param="name")
         live = versions.get(self.aliases(lineage).get(LIVE, 0))
         clean = live
@@ -151,9 +152,12 @@ class Retention(Registry):
         if days < 0:
             raise InputError("days: give 0 or more.", param="days")
         since = datetime.now(UTC) - timedelta(days=days)
-        abandoned = find_abandoned(self.versions(lineage), self.history(lineage), since)
+        history = self.history(lineage)
         return Garbage(
-            abandoned, tuple(self._unfinished(lineage)), self._orphans(lineage, since), self._vanished(lineage)
+            find_abandoned(self.versions(lineage), history, since),
+            tuple(self._unfinished(lineage)),
+            self._orphans(lineage, since),
+            self._vanished(lineage, history),
         )
 
     def collect(self, lineage: str, garbage: Garbage, *, days: float, actor: str = "") -> Garbage:
@@ -199,9 +203,11 @@ class Retention(Registry):
             self._empty(self._folder(self._run(run_id)))
 
     def _delete(self, lineage: str, number: int, why: Why, writer: Lease) -> None:
-        if number not in self._unfinished(lineage):
+        interrupted = number in self._unfinished(lineage)
+        if not interrupted:
             self._condemn(lineage, number, why)
-        self._log_deletion(lineage, number, why)
+        if not interrupted or number not in _deleted(self._audit.since(lineage, datetime.min.replace(tzinfo=UTC))):
+            self._log_deletion(lineage, number, why)
         writer.check()
         entity = self._server.ask(self._client.get_model_version, lineage, str(number))
         own = self._owns_run(lineage, entity)
@@ -230,9 +236,7 @@ class Retention(Registry):
             return True
 
     def _log_deletion(self, lineage: str, number: int, why: Why) -> None:
-        """Write a deletion down, once."""
-        if number not in self._audit.deleted(lineage):
-            self._audit.append(lineage, action="delete", before=number, actor=why.actor, reason=why.reason, via=why.via)
+        self._audit.append(lineage, action="delete", before=number, actor=why.actor, reason=why.reason, via=why.via)
 
     def _condemn(self, lineage: str, number: int, why: Why) -> None:
         """Mark a version as being deleted, unless it is in use."""
@@ -270,12 +274,12 @@ class Retention(Registry):
         known = {int(e.version): concepts_of(e) if f"{TAG}concepts" in e.tags else () for e in found}
         return dict(sorted(known.items()))
 
-    def _vanished(self, lineage: str) -> tuple[int, ...]:
+    def _vanished(self, lineage: str, history: Sequence[Entry]) -> tuple[int, ...]:
         """Versions of which MLflow knows no more, and whose deletion nobody wrote down."""
         there = {int(entity.version) for entity in self._search(f"name = '{lineage}'")}
-        moved = {number or 0 for entry in self.history(lineage) for number in (entry.before, entry.after)}
+        moved = {number or 0 for entry in history for number in (entry.before, entry.after)}
         ever = range(1, max(there | moved, default=0) + 1)
-        return tuple(sorted(set(ever) - there - self._audit.deleted(lineage)))
+        return tuple(sorted(set(ever) - there - _deleted(history)))
 
     def _orphans(self, lineage: str, since: datetime) -> tuple[str, ...]:
         """Runs begun before `since` that wrote files, without a version."""
@@ -309,6 +313,11 @@ def find_abandoned(versions: Sequence[VersionInfo], history: Sequence[Entry], si
                 kept.add(number)
                 number = parents[number]
     return tuple(sorted(parents.keys() - kept, reverse=True))
+
+
+def _deleted(history: Sequence[Entry]) -> set[int | None]:
+    """Versions of whose deletion a log tells."""
+    return {entry.before for entry in history if entry.action == "delete"}
 
 
 def _refuse_named(lineage: str, number: int, aliases: Sequence[str]) -> None:

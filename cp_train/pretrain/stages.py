@@ -268,13 +268,11 @@ def _evaluate(run: Run) -> None:
     folder = run.out / "model"
     whole = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
     whole.set_progress_bar_config(disable=True)
-    models = evaluate.Models(
-        whole, CLIPModel.from_pretrained(folder / "clip").eval(), judge.Judge.load(folder / "judge")
-    )
+    shipped_clip = CLIPModel.from_pretrained(folder / "clip").eval()
+    models = evaluate.Models(whole, shipped_clip, judge.Judge.load(folder / "judge"))
     metrics = evaluate.measure(models, run.pictures, run.concepts, folder)
-    write_whole(
-        folder / "metrics.json", json.dumps(metrics | {"megabytes": evaluate.megabytes(folder)}, indent=1) + "\n"
-    )
+    metrics["megabytes"] = evaluate.megabytes(folder)
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
 
 
 def _personalize(run: Run) -> None:

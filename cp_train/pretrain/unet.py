@@ -52,9 +52,8 @@ class UNetConfig:
     def curriculum(self, step: int) -> tuple[float, float]:
         """How simple the pictures of a step are, 1..0, and the timesteps' q."""
         done = step / self.schedule.steps
-        return max(
-            0.0, 1 - done / self.simple
-        ) if self.simple else 0.0, self.focus if done < self.coarse else self.detail
+        simple = max(0.0, 1 - done / self.simple) if self.simple else 0.0
+        return simple, self.focus if done < self.coarse else self.detail
 
     def trained_on(self) -> "UNetConfig":
         """The same for a U-Net that has learned what to draw already."""

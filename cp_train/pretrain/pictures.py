@@ -8,8 +8,10 @@ concepts' pictograms. `redrawn.npz` holds drawings as other hands might have mad
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -101,24 +103,32 @@ def redrawings(out: Path) -> Library:
         artwork = Artwork(out / "packages")
         listed = {concept.code for concept in concepts()}
         styles = [style for style in sorted({*TRAIN_STYLES, *JUDGE_STYLES}) if package_of(style).kind == "iconify"]
-        rows = [row for style in styles for row in _redrawn(artwork, style, listed)]
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            rows = [row for style in styles for row in _redrawn(artwork, style, listed, pool)]
         rgba, subjects, names = zip(*rows, strict=True)
         Library(np.stack(rgba), np.array(subjects), np.array(names)).save(path)
     return Library.load(path)
 
 
-def _redrawn(artwork: Artwork, style: str, listed: set[str]) -> Iterator[tuple[Pixels, str, str]]:
+def _redrawn(
+    artwork: Artwork, style: str, listed: set[str], pool: ProcessPoolExecutor
+) -> Iterator[tuple[Pixels, str, str]]:
     found = artwork.drawings(style)
     wanted = [code for code in found if code in listed or (_is_scenery(artwork, code) and code not in twins())]
     progress = Progress(f"redraw {style}", len(wanted))
-    for step, code in enumerate(wanted, 1):
-        svg, chance = found[code], dice(15, f"{style} {code}")
-        assert isinstance(svg, str)
-        for _ in range(_REDRAWN if code in listed else _REDRAWN_SCENERY):
-            image = picture(redrawn(svg, chance))
-            if image is not None:
-                yield np.asarray(image), code, style
+    counts = [_REDRAWN if code in listed else _REDRAWN_SCENERY for code in wanted]
+    drawn = pool.map(_hands, (found[code] for code in wanted), (f"{style} {code}" for code in wanted), counts)
+    for step, (code, images) in enumerate(zip(wanted, drawn, strict=True), 1):
+        yield from ((image, code, style) for image in images)
         progress.update(step)
+
+
+def _hands(drawing: str | bytes, name: str, count: int) -> list[Pixels]:
+    """A vector drawing by `count` hands, which its name decides, but those that left nothing to see."""
+    assert isinstance(drawing, str)
+    chance = dice(15, name)
+    images = [picture(redrawn(drawing, chance)) for _ in range(count)]
+    return [np.asarray(image) for image in images if image is not None]
 
 
 def library(out: Path) -> Library:

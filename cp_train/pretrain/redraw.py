@@ -15,7 +15,8 @@ _COLOUR = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b(?=[\"';)])")
 _GRADIENT = re.compile(r"<(linearGradient|radialGradient)\b[^>]*\bid=\"([^\"]+)\"[^>]*?>(.*?)</\1>", re.DOTALL)
 _STOP = re.compile(r"stop-color=\"(#[0-9a-fA-F]{3,6})\"")
 _BOX = re.compile(r"viewBox=\"([^\"]+)\"")
-_START = re.compile(r"\bd=\"[mM]\s*(-?[\d.]+)[ ,]*(-?[\d.]+)")
+_NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+))"
+_START = re.compile(rf"\bd=\"\s*[mM]\s*{_NUMBER}[\s,]*{_NUMBER}")
 _INKS = ("#000", "#222", "#3e4347", "#5c3b1e", "#1b2a4a")
 _MARGIN = 0.2  #: of the side, around what may have moved out of the box
 _MANY = 5  #: shapes of which one can be spared

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,35 @@ def test_a_drawing_by_another_hand_is_still_a_drawing_of_its_own():
     for image in shown:
         other = np.asarray(image)[..., 3] > 128
         assert (whole & other).sum() > 0.45 * (whole | other).sum(), "the thing is where it was"
+
+
+@pytest.mark.parametrize(
+    ("start", "x", "y"),
+    [("M6 8", 6, 8), ("m6,8", 6, 8), ("M6.0.8", 6, 0.8), ("M -.6-8", -0.6, -8), ("M6.\n.8", 6, 0.8)],
+)
+def test_however_a_path_says_where_it_begins_it_is_turned_about_that(start, x, y):
+    svg = SVG.format(f'<path fill="#0a0" d="{start}h9v9h-9z"/>')
+    drawn = [redraw.redrawn(svg, random.Random(seed)) for seed in range(20)]
+    assert sum(f"translate({-x:.3f} {-y:.3f})" in other for other in drawn) > 10
+
+
+def test_every_vector_drawing_that_may_be_trained_on_is_drawn_by_several_hands(shelf, tmp_path, monkeypatch):
+    pytest.importorskip("resvg_py")
+    monkeypatch.setattr(pictures, "TRAIN_STYLES", ("noto",))
+    monkeypatch.setattr(pictures, "JUDGE_STYLES", ("twemoji",))
+    body = {"body": '<path fill="#f80" d="M1.5.5h5v5h-5z"/>'}
+    known = {"icons.json": {"icons": {"fox": body}, "width": 8, "height": 8}, "chars.json": {"1f98a": "fox"}}
+    (tmp_path / "run/packages").mkdir(parents=True)
+    styles = [pack(tmp_path / "run/packages", name, known) for name in ("noto", "twemoji", "openmoji")]
+    monkeypatch.setattr(artwork, "STYLES", tuple(styles))
+    shutil.copy(tmp_path / artwork.LABELS.tarball, tmp_path / "run/packages")
+    made = pictures.redrawings(tmp_path / "run")
+    assert {(str(code), str(style)) for code, style in zip(made.codes, made.styles, strict=True)} == {
+        ("1f98a", "noto"),
+        ("1f98a", "twemoji"),
+    }
+    hands = made.rgba_NHW4[made.styles == "noto"]
+    assert len({hand.tobytes() for hand in hands}) == len(hands) == 8
 
 
 def test_a_gradient_becomes_its_mean_colour():

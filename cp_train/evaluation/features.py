@@ -137,6 +137,9 @@ class TransformerFeatures:
         """Load a model from a directory or the hub. Raises `InputError` if it cannot be had."""
         from transformers import AutoModel
 
+        from cp_train.evaluation.tower import register
+
+        register()
         try:
             loaded = AutoModel.from_pretrained(reference, use_safetensors=True, dtype=torch.float32)
         except (OSError, ValueError) as error:

@@ -51,19 +51,18 @@ class Block(nn.Module):
         return out
 
 
-class Network(nn.Module):
-    """Pictures [B, 3, 64, 64] in -1..1 to features [B, D] and to logits [B, K]."""
+class Trunk(nn.Module):
+    """Pictures [B, 3, 64, 64] in -1..1 to features [B, D]."""
 
-    def __init__(self, size: JudgeSize, classes: int) -> None:
+    def __init__(self, size: JudgeSize) -> None:
         super().__init__()
-        self.scale, widths = size.scale, size.widths
+        widths = size.widths
         ins = (widths[0], *widths[:-1])
         self.stem = nn.Conv2d(3, widths[0], 5, 2, 2)
         self.stages = nn.Sequential(
             *(_stage(i, o, 1 if n == 0 else 2, size.blocks) for n, (i, o) in enumerate(zip(ins, widths, strict=True)))
         )
         self.norm = nn.GroupNorm(8, widths[-1])
-        self.classes = nn.Parameter(torch.randn(classes, widths[-1]) * 0.1)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Normalised features [B, D]."""
@@ -73,6 +72,15 @@ class Network(nn.Module):
         """Normalised features [B, D] of what the last stage says."""
         f_BD = functional.silu(self.norm(x_BDHW)).mean((2, 3))
         return functional.normalize(f_BD.float(), dim=-1)
+
+
+class Network(Trunk):
+    """Pictures [B, 3, 64, 64] in -1..1 to features [B, D] and to logits [B, K]."""
+
+    def __init__(self, size: JudgeSize, classes: int) -> None:
+        super().__init__(size)
+        self.scale = size.scale
+        self.classes = nn.Parameter(torch.randn(classes, size.widths[-1]) * 0.1)
 
     def logits(self, f_BD: Tensor) -> Tensor:
         """Logits [B, K] of normalised features."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cp_train.evaluation.judge import Judge, JudgeSize, Network
+from cp_train.evaluation.judge import Judge, JudgeSize, Network, Trunk
 from cp_train.pretrain.augment import bent, blended, blurred, cut, filtered, moved, rehued, relit, traced
 from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.pictures import Library
@@ -28,6 +28,7 @@ __all__ = [
     "disturbed",
     "features",
     "hardness",
+    "mixed",
     "objective",
     "restyled",
     "train",
@@ -115,17 +116,22 @@ def hardness(step: int, steps: int) -> float:
 def objective(
     network: Network, x_BCHW: Tensor, labels_B: Tensor, chance: torch.Generator, *, smoothing: float, restyle: float
 ) -> tuple[Tensor, str]:
-    """Smoothed cross-entropy with some pictures' style mixed in the first stages, and the batch's accuracy."""
+    """Smoothed cross-entropy of features whose styles are mixed, and the batch's accuracy."""
     with quick():
-        h_BCHW = network.stem(x_BCHW)
-        for number, stage in enumerate(network.stages):
-            h_BCHW = stage(h_BCHW)
-            if number < _MIXED_STAGES:
-                h_BCHW = restyled(h_BCHW, chance, restyle)
-        logits_BK = network.logits(network.pooled(h_BCHW))
+        logits_BK = network.logits(mixed(network, x_BCHW, chance, restyle))
     loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=smoothing)
     hit = (logits_BK.argmax(1) == labels_B).float().mean()
     return loss, f"loss {loss.item():.3f}, top-1 {hit:.2f}"
+
+
+def mixed(trunk: Trunk, x_BCHW: Tensor, chance: torch.Generator, share: float) -> Tensor:
+    """Features [B, D], where the style of a share of the pictures was mixed with others' in the first stages."""
+    h_BCHW = trunk.stem(x_BCHW)
+    for number, stage in enumerate(trunk.stages):
+        h_BCHW = stage(h_BCHW)
+        if number < _MIXED_STAGES:
+            h_BCHW = restyled(h_BCHW, chance, share)
+    return trunk.pooled(h_BCHW)
 
 
 def restyled(h_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tensor:

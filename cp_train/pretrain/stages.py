@@ -3,7 +3,7 @@
     pictures   packages -> pictures.npz, provenance.json
     redraw     packages -> redrawn.npz
     tokenizer  captions -> tokenizer/
-    clip       -> clip/               vision -> vision/, CLIP with a finer image tower
+    clip       -> clip/               vision -> vision/, CLIP with another image tower
     vae        -> vae/                judge  -> judge/
     pool       VAE latents of the training scenes -> pool.npz
     unet       -> unet/
@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import AutoModel, CLIPTextModel, CLIPTokenizer
 
 from cp_train.benchmark import personalization
 from cp_train.benchmark.personalization import Trial
 from cp_train.benchmark.subjects import shipped
 from cp_train.denoise import LoopConfig
+from cp_train.evaluation.tower import register
 from cp_train.files import write_whole
 from cp_train.fisher import FisherConfig
 from cp_train.methods import DEFAULT
@@ -90,7 +91,7 @@ class Recipe:
             clip=ClipConfig(
                 text_width=48, text_layers=1, vision_width=32, vision_layers=1, patch=8, batch=8, schedule=brief
             ),
-            vision=VisionConfig(width=32, layers=1, patch=8, batch=4, schedule=brief),
+            vision=VisionConfig(widths=(8, 16), named=4, told=4, schedule=brief),
             vae=VaeConfig(channels=(8, 8), latent=4, norm_groups=4, batch=4, schedule=brief),
             judge=JudgeConfig(widths=(8, 16), blocks=1, batch=4, schedule=brief),
             unet=UNetConfig(channels=(8, 16), heads=2, norm_groups=4, batch=4, schedule=brief),
@@ -141,12 +142,12 @@ class Run:
     @property
     def clip(self) -> Any:
         """The trained CLIP, of which only the text tower is used further."""
-        return CLIPModel.from_pretrained(self.out / "clip").eval()
+        return _opened(self.out / "clip")
 
     @property
-    def finer_clip(self) -> Any:
-        """The same text tower with the finer image tower: what ships."""
-        return CLIPModel.from_pretrained(self.out / "vision").eval()
+    def whole_clip(self) -> Any:
+        """The same text tower with the second image tower: what ships."""
+        return _opened(self.out / "vision")
 
     @property
     def vae(self) -> Any:
@@ -182,6 +183,12 @@ class Run:
         unfinished.mkdir(parents=True)
         write(unfinished)
         unfinished.replace(self.out / name)
+
+
+def _opened(folder: Path) -> Any:
+    """A CLIP with either image tower."""
+    register()
+    return AutoModel.from_pretrained(folder).eval()
 
 
 def _pictures(run: Run) -> None:
@@ -236,7 +243,7 @@ def _export(run: Run) -> None:
 
     def write(folder: Path) -> None:
         pipeline(run).to(dtype=torch.float16).save_pretrained(folder / "pipeline")
-        run.finer_clip.half().save_pretrained(folder / "clip")
+        run.whole_clip.half().save_pretrained(folder / "clip")
         run.tokenizer.save_pretrained(folder / "clip")
         shutil.copytree(run.out / "judge", folder / "judge")
         for config in (folder / "pipeline/text_encoder/config.json", folder / "clip/config.json"):
@@ -268,8 +275,7 @@ def _evaluate(run: Run) -> None:
     folder = run.out / "model"
     whole = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
     whole.set_progress_bar_config(disable=True)
-    shipped_clip = CLIPModel.from_pretrained(folder / "clip").eval()
-    models = evaluate.Models(whole, shipped_clip, judge.Judge.load(folder / "judge"))
+    models = evaluate.Models(whole, _opened(folder / "clip"), judge.Judge.load(folder / "judge"))
     metrics = evaluate.measure(models, run.pictures, run.concepts, folder)
     metrics["megabytes"] = evaluate.megabytes(folder)
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")

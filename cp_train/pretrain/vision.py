@@ -1,13 +1,18 @@
-"""CLIP's second phase: a finer image tower learns to read what the finished text tower says (after arXiv 2111.07991).
+"""CLIP's second phase: another image tower learns to read what the finished text tower says (after arXiv 2111.07991).
 
-The text tower is frozen by now, for the U-Net draws by it; so only pictures move towards words. With u_i a picture's
+The text tower is frozen by now, for the U-Net draws by it; so only pictures move towards words. The new tower is
+convolutional (`cp_train/evaluation/tower.py`), trained as the judge is. With u_i a picture's
 normalised embedding, w_k that of concept k's name in a template of the step, c_j that of caption j, s the scale:
 
     loss = CE_k(s u_i . w_k)                      pictures in any hue, blurred, cut: what is it, in whatever style
+         + CE_k(16 f_i . p_k)                     the same with classes p of its own, from the features f beneath u
          + CE_j(s u_i . c_j), symmetric           as in the first phase: which words belong to which picture
+
+The words alone teach slowly: of 362 names most have another one within a cosine of 0.84, so s begins large, and the
+classes, which are dropped in the end, tell the features apart first.
 """
 
-from copy import deepcopy
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,36 +20,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPTextModel, CLIPTokenizer, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
+from cp_train.evaluation.judge import JudgeSize
+from cp_train.evaluation.tower import Tower, TowerConfig, register
 from cp_train.pretrain import clip
 from cp_train.pretrain.augment import moved, relit
 from cp_train.pretrain.captions import with_article
-from cp_train.pretrain.judge import disturbed, hardness
+from cp_train.pretrain.judge import disturbed, hardness, mixed
 from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
 from cp_train.pretrain.scenes import Painter, tensor
 from cp_train.pretrain.splits import Concept
 
-_SCHEDULE = Schedule(steps=4000, lr=1e-3, decay=0.4, weight_decay=0.1, ema=0.998, every=250)
+_SCHEDULE = Schedule(steps=5000, lr=2e-3, decay=0.4, weight_decay=0.05, ema=0.998, every=250)
 TEMPLATES = ("a picture of {}", "an image of {}", "a photo of {}", "{}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Size and training of the finer image tower."""
+    """Size and training of the second image tower."""
 
-    width: int = 128
-    layers: int = 5
-    patch: int = 8
-    batch: int = 64
-    """Pictures of each of the two kinds in a step."""
+    widths: tuple[int, ...] = JudgeSize.widths
+    blocks: int = 1
+    named: int = 64
+    """Pictures of single things in a step."""
+    told: int = 24
+    """Scenes with captions in a step."""
+    scale: float = 50.0
+    """s at first; it is learned, up to 100."""
     seed: int = 16
     schedule: Schedule = field(default_factory=lambda: _SCHEDULE)
 
 
 @dataclass(frozen=True)
 class Words:
-    """What a step's pictures should be near: B labels among K names, then B captions."""
+    """What a step's pictures should be near: labels among K names of the first of them, then captions."""
 
     names_KD: Tensor
     labels_B: Tensor
@@ -54,58 +64,76 @@ class Words:
 
 
 def train(config: VisionConfig, first: Any, tokenizer: CLIPTokenizer, painter: Painter, checkpoint: Path) -> Any:
-    """The CLIPModel `first` with a new image tower (averaged weights); its text side is unchanged."""
-    trainer = Trainer("vision", build(config, first), config.schedule, checkpoint)
+    """The text side of the CLIPModel `first`, unchanged, with a new image tower (averaged weights)."""
+    pupil = Pupil(build(config, first), len(painter.concepts))
+    trainer = Trainer("vision", pupil, config.schedule, checkpoint)
     names_TKD = _names(first, tokenizer, painter.concepts)
 
     def loss(step: int) -> tuple[Tensor, str]:
         chance, noise = dice(config.seed, step), generator(config.seed, step)
-        labels_B = torch.tensor(chance.choices(range(len(painter.concepts)), k=config.batch))
-        plain_BCHW = tensor([painter.single(chance, painter.concepts[k]) for k in labels_B.tolist()])
-        scenes_BCHW, texts = clip.batch(painter, config.batch, chance)
+        labels_B = torch.tensor(chance.choices(range(len(painter.concepts)), k=config.named))
         hard = hardness(step, config.schedule.steps)
-        x_BCHW = torch.cat([disturbed(plain_BCHW, noise, hard), relit(moved(scenes_BCHW, noise), noise)])
+        drawn = [painter.single(chance, painter.concepts[k], pictograms=0.1 * hard) for k in labels_B.tolist()]
+        scenes_BCHW, texts = clip.batch(painter, config.told, chance)
+        x_BCHW = torch.cat([disturbed(tensor(drawn), noise, hard), relit(moved(scenes_BCHW, noise), noise)])
         names_KD, captions_BD = names_TKD[step % len(TEMPLATES)], _captions(first, tokenizer, texts)
-        return objective(trainer.model, x_BCHW, Words(names_KD, labels_B, captions_BD, clip.alike(texts)))
+        words = Words(names_KD, labels_B, captions_BD, clip.alike(texts))
+        return objective(pupil, x_BCHW, words, noise, restyle=0.5 * hard)
 
     trainer.run(loss)
-    return trainer.averaged()
+    trainer.averaged()
+    return pupil.clip
+
+
+class Pupil(nn.Module):
+    """The model while it is trained: with classes of its own beside the words."""
+
+    def __init__(self, clip: Any, classes: int) -> None:
+        super().__init__()
+        self.clip = clip
+        self.classes = nn.Parameter(0.1 * torch.randn(classes, clip.vision_embed_dim))
+
+    def forward(self, x_BCHW: Tensor, chance: torch.Generator, restyle: float) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, D], and logits [B, K] of its classes."""
+        f_BD = mixed(self.clip.vision_model.trunk, x_BCHW, chance, restyle)
+        logits_BK = JudgeSize.scale * f_BD @ functional.normalize(self.classes, dim=-1).T
+        return functional.normalize(self.clip.visual_projection(f_BD).float(), dim=-1), logits_BK
 
 
 def build(config: VisionConfig, first: Any) -> Any:
-    """`first` with an untrained image tower; only that and the scale will learn."""
+    """The text side of `first` with an untrained image tower; only that, its projection and the scale will learn."""
+    register()
     torch.manual_seed(config.seed)
-    whole = deepcopy(first.config)
-    whole.vision_config = CLIPVisionConfig(
-        hidden_size=config.width,
-        intermediate_size=4 * config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=max(1, config.width // 32),
-        image_size=first.config.vision_config.image_size,
-        patch_size=config.patch,
-        projection_dim=whole.projection_dim,
+    side = first.config.vision_config.image_size
+    tower, text = Tower(TowerConfig(config.widths, config.blocks, side)), CLIPTextModel(first.config.text_config)
+    whole = VisionTextDualEncoderConfig.from_vision_text_configs(
+        tower.config, text.config, projection_dim=first.config.projection_dim
     )
-    model: Any = CLIPModel(whole)
-    model.set_attn_implementation("eager")
-    model.logit_scale.data.copy_(first.logit_scale.data)
+    model: Any = VisionTextDualEncoderModel(whole, tower, text)
+    model.logit_scale.data.fill_(math.log(config.scale))
     for part in ("text_model", "text_projection"):
         getattr(model, part).load_state_dict(getattr(first, part).state_dict())
         getattr(model, part).requires_grad_(False)
     return model
 
 
-def objective(model: Any, x_BCHW: Tensor, words: Words) -> tuple[Tensor, str]:
-    """The loss above: first the labelled pictures, then those with captions."""
+def objective(
+    pupil: Pupil, x_BCHW: Tensor, words: Words, chance: torch.Generator, *, restyle: float
+) -> tuple[Tensor, str]:
+    """The loss above: first the labelled pictures, then those with captions, in mixed styles."""
     with quick():
-        u_BD = model.get_image_features(pixel_values=x_BCHW).pooler_output
-    named_BD, told_BD = functional.normalize(u_BD.float(), dim=-1).split([len(words.labels_B), len(words.captions_BD)])
-    scale = model.logit_scale.exp().clamp(max=100)
-    logits_BK = scale * named_BD @ words.names_KD.T
-    naming = functional.cross_entropy(logits_BK, words.labels_B, label_smoothing=0.05)
-    telling = clip.contrast(scale * told_BD @ words.captions_BD.T, words.same_BB)
+        u_BD, own_BK = pupil(x_BCHW, chance, restyle)
+    named = len(words.labels_B)
+    scale = pupil.clip.logit_scale.exp().clamp(max=100)
+    logits_BK = scale * u_BD[:named] @ words.names_KD.T
+    naming, telling_apart = (
+        functional.cross_entropy(logits.float(), words.labels_B, label_smoothing=0.1)
+        for logits in (logits_BK, own_BK[:named])
+    )
+    telling = clip.contrast(scale * u_BD[named:] @ words.captions_BD.T, words.same_BB)
     hit = (logits_BK.argmax(1) == words.labels_B).float().mean()
-    said = f"loss {naming.item():.3f} + {telling.item():.3f}, top-1 {hit:.2f} of {len(words.names_KD)}"
-    return naming + telling, said
+    parts = " + ".join(f"{part.item():.2f}" for part in (naming, telling_apart, telling))
+    return naming + telling_apart + telling, f"loss {parts}, top-1 {hit:.2f} of {len(words.names_KD)}"
 
 
 @torch.no_grad()

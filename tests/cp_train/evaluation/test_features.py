@@ -24,6 +24,8 @@ def pictures(count: int = 5) -> Tensor:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
+    from cp_train.pretrain import vision
+
     root = tmp_path_factory.mktemp("models")
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer")
@@ -32,12 +34,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config={**small, "image_size": 16, "patch_size": 8}))
     clip.save_pretrained(root / "clip")
     tokenizer.save_pretrained(root / "clip")
+    second = vision.build(vision.VisionConfig(widths=(8, 16)), clip)
+    second.save_pretrained(root / "tower")
+    tokenizer.save_pretrained(root / "tower")
     Dinov2Model(Dinov2Config(**small, image_size=14, patch_size=7)).save_pretrained(root / "dino")
     Judge(JudgeSize(widths=(8, 16), blocks=1), ("a",)).save(root / "judge")
-    return {name: root / name for name in ("clip", "dino", "judge")}
+    return {name: root / name for name in ("clip", "tower", "dino", "judge")}
 
 
-@pytest.mark.parametrize("kind", ["clip", "dino", "judge"])
+@pytest.mark.parametrize("kind", ["clip", "tower", "dino", "judge"])
 def test_features_have_length_one_and_tell_pictures_apart(models: Mapping[str, Path], kind: str) -> None:
     features = open_features(str(models[kind]), "embedded")
     found = features.images(pictures())
@@ -70,8 +75,17 @@ def test_clip_is_fed_as_its_preprocessor_says(models: Mapping[str, Path], tmp_pa
     assert torch.allclose(features.images(shown), torch.nn.functional.normalize(direct, dim=-1), atol=1e-5)
 
 
-def test_agreement_is_the_cosine_of_picture_and_prompt(models: Mapping[str, Path], tiny_base: BaseModel) -> None:
-    features = open_features(str(models["clip"]), "embedded")
+def test_another_image_tower_leaves_the_words_alone(models: Mapping[str, Path]) -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    opened = [open_features(str(models[kind]), "embedded").model for kind in ("clip", "tower")]  # type: ignore[attr-defined]
+    assert torch.equal(*(model.get_text_features(input_ids=ids).pooler_output for model in opened))
+
+
+@pytest.mark.parametrize("kind", ["clip", "tower"])
+def test_agreement_is_the_cosine_of_picture_and_prompt(
+    models: Mapping[str, Path], tiny_base: BaseModel, kind: str
+) -> None:
+    features = open_features(str(models[kind]), "embedded")
     agreement = open_agreement(features, "embedded", tiny_base.tokenizer)
     assert agreement is not None
     apart = [agreement(pictures()[i : i + 1], [prompt]) for i, prompt in enumerate(("a cat", "a dog"))]

@@ -10,13 +10,11 @@ is timed beside and counted in a figure of its own. Pictures are random: speed d
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from cp_train.methods import DEFAULT, find_method
 from cp_train.phase import Shard
 from cp_train.plan import LearningConfig, Plan
 from cp_train.task import Task
+from services import machine
 from services.adapter import Adapter, TrainingState, new_adapter
 from services.arguments import Parser
 from services.base_model import BaseModel, load_base, use_threads
@@ -161,10 +160,7 @@ def compare_jobs(reference: str, base: BaseModel, loop: LoopConfig) -> dict[str,
 def environment(loop: LoopConfig, before: tuple[float, ...]) -> dict[str, Any]:
     """What the figures depend on besides the code."""
     return {
-        "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        **machine.describe(),
         "load_average_before": before,
         "load_average_after": os.getloadavg(),
         "default_method": find_method(DEFAULT).name,

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shutil
+import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,16 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         **{name: version(name) for name in _LIBRARIES},
     }
+
+
+def revision() -> str:
+    """The commit of the source that runs, with `+` where it was changed since; the version where it is no checkout."""
+    git, source = shutil.which("git"), Path(__file__).parents[1]
+    if git is None or not (source / ".git").exists():
+        return version("palimpsest")
+    ask = (git, "-C", str(source), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
+    told = subprocess.run(ask, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or version("palimpsest")
 
 
 def load() -> tuple[float, float, float]:

@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import torch
 
-from cp_serve.bench import machine
 from cp_serve.bench.systems import CONCEPT, Ours, Plain, StaticBatches, System
 from cp_serve.bench.traffic import PROMPTS, Traffic, Wish
+from services import machine
 from services.adapter import Adapter, new_adapter
 from services.base_model import BaseModel, load_base
 from services.errors import InputError

@@ -27,10 +27,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from cp_serve.bench import machine
 from cp_serve.bench.publish import publish
 from cp_serve.bench.run import some_adapter
 from cp_serve.bench.systems import CONCEPT
+from services import machine
 from services.arguments import Parser
 from services.base_model import BaseModel, load_base
 from services.client import Client

@@ -1,7 +1,6 @@
 """`python -m cp_train.benchmark`: compare the methods, or continue comparing them; the report is written at the end."""
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -18,11 +17,11 @@ from services.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from cp_train.benchmark.agenda import Item
+    from cp_train.benchmark.contenders import Contender
+    from cp_train.benchmark.runner import Run
     from cp_train.benchmark.settings import Settings
     from cp_train.benchmark.subjects import Subject
 
-CHOSEN = "chosen.json"
-"""What a sweep chose, in its folder; later comparisons in the same folder take it from there."""
 _CORES_PER_JOB = {"embedded": 1}
 _CORES_PER_BIG_JOB = 4
 """The embedded base is so small that threads wait for each other longer than they work."""
@@ -59,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, help="runs at once, as Ray tasks (default: one a core on embedded, else one for four)")
     add("--threads", type=int, default=0, help="CPU threads of each (default: the cores shared evenly)")
     add("--reference", default="finetune", help="what the others are compared with (default: %(default)s)")
-    add("--sweep", action="store_true", help="choose each method's settings on the tuning concepts")
+    add("--sweep", action="store_true", help="choose each method's setting on the tuning concepts; later runs have it")
     add("--report", action="store_true", help="only write the report of what is there")
     add(
         "--publish",
@@ -89,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
     from cp_train.benchmark import report
+    from cp_train.benchmark.store import alone
 
     items = _items(options)
     numbers = (options.seeds, options.orders, options.jobs, options.limit)
@@ -98,8 +98,11 @@ def _compare(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
         check_publishable(options.publish)
     failed: list[str] = []
     if not options.report:
-        for item in items:
-            failed += _carry_out(item, options, words)
+        with alone(options.output):
+            _note(options.output, words)
+            for item in items:
+                failed += _swept(item, options) if item.sweep else []
+            failed += _made([run for item in items if not item.sweep for run in _runs(item, options)], options)
     report.write(options.output, reference=options.reference)
     print(options.output / "report.md", flush=True)
     if options.publish:
@@ -117,9 +120,17 @@ def _items(options: argparse.Namespace) -> "Sequence[Item]":
     if options.budget not in BUDGETS:
         raise InputError(f"budget: there is no {options.budget!r}; choose {' or '.join(BUDGETS)}.", param="budget")
     if options.setup == EVERYTHING:
-        if options.methods or options.orders or options.seeds or options.sweep:
-            raise InputError(f"setup: {EVERYTHING} has its own methods, orders, seeds and sweep.", param="setup")
+        if options.methods or options.orders or options.seeds or options.sweep or options.images:
+            raise InputError(
+                f"setup: {EVERYTHING} has its own methods, orders, seeds, sweep and images.", param="setup"
+            )
         return AGENDAS[options.budget]
+    if options.sweep and options.images:
+        raise InputError(
+            "images: settings chosen on them could not be reported on them; sweep without --images, then compare with "
+            "--images into the same -o.",
+            param="images",
+        )
     if options.setup not in SETUPS:
         known = ", ".join((*SETUPS, EVERYTHING))
         raise InputError(f"setup: there is no {options.setup!r}; choose one of {known}.", param="setup")
@@ -129,32 +140,44 @@ def _items(options: argparse.Namespace) -> "Sequence[Item]":
     return [Item(setup=setup, methods=methods, orders=options.orders, seeds=seeds, sweep=options.sweep)]
 
 
-def _carry_out(item: "Item", options: argparse.Namespace, words: Sequence[str]) -> list[str]:
-    """Make the runs of an item; returns a line for each that failed."""
-    from cp_train.benchmark import runner, sweep
+def _swept(item: "Item", options: argparse.Namespace) -> list[str]:
+    """Make the candidates of an item, round by round, and choose; returns a line for each that failed."""
+    from cp_train.benchmark import sweep
     from cp_train.benchmark.contenders import parse
-    from cp_train.benchmark.setups import SETUPS
 
-    setup, contenders = SETUPS[item.setup], parse(item.methods)
-    jobs = options.jobs or _jobs(options.base)
-    runs = runner.plan(
-        options.output,
-        setup,
-        sweep.candidates(contenders) if item.sweep else contenders,
-        _subjects(options.images, setup.part),
-        _settings(options, jobs, chosen=not item.sweep),
-        orders=item.orders or setup.orders,
-        seeds=item.seeds,
-    )
-    failed = runner.make(runs, jobs=jobs)
-    _note(options.output, words)
-    if item.sweep:
-        sweep.choose(options.output, options.output / CHOSEN)
+    failed = []
+    for candidates in sweep.rounds(parse(item.methods)):
+        failed += _made(_runs(item, options, candidates), options)
+        sweep.choose(options.output, list(dict.fromkeys(candidate.method for candidate in candidates)))
     return failed
 
 
-def _jobs(base: str) -> int:
-    return max(1, (os.cpu_count() or 1) // _CORES_PER_JOB.get(base, _CORES_PER_BIG_JOB))
+def _runs(item: "Item", options: argparse.Namespace, contenders: "Sequence[Contender] | None" = None) -> "list[Run]":
+    """All runs of an item, or of these in place of its methods, with the settings that were chosen so far."""
+    from cp_train.benchmark import runner
+    from cp_train.benchmark.contenders import parse
+    from cp_train.benchmark.setups import SETUPS
+
+    setup = SETUPS[item.setup]
+    return runner.plan(
+        options.output,
+        setup,
+        contenders or parse(item.methods),
+        _subjects(options.images, setup.part),
+        _settings(options),
+        orders=item.orders or setup.orders,
+        seeds=item.seeds,
+    )
+
+
+def _made(runs: "Sequence[Run]", options: argparse.Namespace) -> list[str]:
+    from cp_train.benchmark import runner
+
+    return runner.make(runs, jobs=_jobs(options)) if runs else []
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    return options.jobs or max(1, (os.cpu_count() or 1) // _CORES_PER_JOB.get(options.base, _CORES_PER_BIG_JOB))
 
 
 def _note(output: Path, words: Sequence[str]) -> None:
@@ -164,13 +187,14 @@ def _note(output: Path, words: Sequence[str]) -> None:
     path, line = output / COMMANDS, shlex.join(["python", "-m", "cp_train.benchmark", *words])
     known = path.read_text("utf-8").splitlines() if path.exists() else []
     if line not in known:
+        output.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join([*known, line]) + "\n", "utf-8")
 
 
-def _settings(options: argparse.Namespace, jobs: int, *, chosen: bool) -> "Settings":
+def _settings(options: argparse.Namespace) -> "Settings":
     from cp_train.benchmark.settings import BUDGETS, Examination, Settings
+    from cp_train.benchmark.sweep import choices
 
-    path = options.output / CHOSEN
     budget = asdict(BUDGETS[options.budget])
     length = {name: value if (given := getattr(options, name)) is None else given for name, value in budget.items()}
     pictures, drawing = length.pop("pictures"), length.pop("drawing_steps")
@@ -183,10 +207,10 @@ def _settings(options: argparse.Namespace, jobs: int, *, chosen: bool) -> "Setti
             rank=options.rank,
             fisher_chunk=options.fisher_chunk,
             limit=options.limit,
-            chosen=json.loads(path.read_text("utf-8")) if chosen and path.exists() else {},
+            chosen=choices(options.output),
             examination=Examination(pictures=pictures, glimpses=glimpses, steps=drawing, precision=length["precision"]),
             device=get_settings().device,
-            threads=options.threads or max(1, (os.cpu_count() or 1) // jobs),
+            threads=options.threads or max(1, (os.cpu_count() or 1) // _jobs(options)),
             **length,
         )
     except ValueError as error:

@@ -4,13 +4,13 @@ A verdict is `shown` where 95% intervals say so, `refuted` where they say the co
 runs are not there. Limits stand in the sentences themselves.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import fsum
 
 from cp_train.benchmark.results import Result, Row, column
-from cp_train.benchmark.tables import markdown, shown
-from cp_train.evaluation.statistics import Interval, Run, over_runs, paired
+from cp_train.benchmark.tables import common_runs, markdown, shown
+from cp_train.evaluation.statistics import Interval, interval, over_runs, paired
 
 PAPERS = ("ewc_dc", "dsc", "dsc_ewc", "dsc_ewc_dc")
 OURS = ("kv", "ewc_dc_kv", "dsc_kv", "dsc_ewc_dc_kv")
@@ -58,16 +58,19 @@ def claims(results: Sequence[Result], rows: Sequence[Row]) -> Iterator[Claim]:
 
 def better(rows: Sequence[Row], method: str, rival: str, figure: str) -> Claim:
     """Less of a figure than a rival has, run by run."""
-    gap = paired(_of(rows, method, figure), _of(rows, rival, figure))
+    gap = paired(column(rows, method, figure), column(rows, rival, figure))
     return Claim(f"{figure} of `{method}` is below that of `{rival}`", _difference(gap), _below_zero(gap))
 
 
 def halves(rows: Sequence[Row], method: str, figure: str) -> Claim:
     """At most half of what the best of the paper's methods has."""
-    known = {name: mean for name in PAPERS if (mean := over_runs(_of(rows, name, figure)))}
+    there = [name for name in PAPERS if column(rows, name, figure)]
+    fair = common_runs(rows, there)
+    compared = [row for row in rows if (row["order"], row["seed"]) in fair]
+    known = {name: mean for name in there if (mean := over_runs(column(compared, name, figure)))}
     best = min(known, key=lambda name: known[name].mean, default=None)
-    half = {run: value / 2 for run, value in _of(rows, best, figure).items()} if best else {}
-    gap = paired(_of(rows, method, figure), half)
+    half = {run: value / 2 for run, value in column(rows, best, figure).items()} if best else {}
+    gap = paired(column(rows, method, figure), half)
     says = f"{figure} of `{method}` is at most half of the best of the paper's"
     found = f"against half of `{best}`: {_difference(gap)}" if gap else NO_RUNS
     return Claim(says, found, _below_zero(gap))
@@ -75,8 +78,8 @@ def halves(rows: Sequence[Row], method: str, figure: str) -> Claim:
 
 def quick(rows: Sequence[Row], method: str) -> Claim:
     """CPU time of a task as a share of fine-tuning's."""
-    plain = _of(rows, "finetune", "cpu_seconds_per_task")
-    mine = _of(rows, method, "cpu_seconds_per_task")
+    plain = column(rows, "finetune", "cpu_seconds_per_task")
+    mine = column(rows, method, "cpu_seconds_per_task")
     share = over_runs({run: mine[run] / plain[run] for run in mine if run in plain})
     found = shown(share) if share else NO_RUNS
     return Claim(f"a task of `{method}` takes at most {FAST} of `finetune`'s time", found, _below(share, FAST))
@@ -84,8 +87,8 @@ def quick(rows: Sequence[Row], method: str) -> Claim:
 
 def learns(rows: Sequence[Row], method: str) -> Claim:
     """The newest concept is drawn no worse than by fine-tuning."""
-    plain = over_runs(_of(rows, "finetune", "A_MMD_last"))
-    mine = over_runs(_of(rows, method, "A_MMD_last"))
+    plain = over_runs(column(rows, "finetune", "A_MMD_last"))
+    mine = over_runs(column(rows, method, "A_MMD_last"))
     says = f"A_MMD of the last concept of `{method}` is within the interval of `finetune`'s, or below"
     if plain is None or mine is None:
         return Claim(says, NO_RUNS, NO_RUNS)
@@ -94,9 +97,13 @@ def learns(rows: Sequence[Row], method: str) -> Claim:
 
 
 def flat(runs: Sequence[Result], method: str) -> Claim:
-    """Time of the last tasks as a share of the first ones that score as many earlier concepts."""
-    known = {run.cell.paired: share for run in runs if (share := _late_share(run))}
-    mean = over_runs(known)
+    """Time of the last tasks as a share of the first ones that score as many earlier concepts.
+
+    The interval is over the runs or, of a single one, over its pairs of an early and a late task.
+    """
+    known = {run.cell.paired: shares for run in runs if (shares := _late_shares(run))}
+    means = {run: fsum(shares) / len(shares) for run, shares in known.items()}
+    mean = interval(next(iter(known.values()))) if len(known) == 1 else over_runs(means)
     late = f"the last {_FEW} tasks of `{method}` take at most {FLAT} of the time of {_FEW} from task {_FULL_K} on"
     return Claim(f"`{LONG}`: {late}", shown(mean) if mean else NO_RUNS, _below(mean, FLAT))
 
@@ -116,16 +123,12 @@ def _growth(run: Result) -> float:
     return float((last - first) / (run.count - 1) / first)
 
 
-def _late_share(run: Result) -> float | None:
+def _late_shares(run: Result) -> list[float]:
     if run.count < _FULL_K + 2 * _FEW - 1:
-        return None
+        return []
     seconds = {number: record.figures["cpu_seconds"] for number, record in run.records.items()}
     early, late = range(_FULL_K, _FULL_K + _FEW), range(run.count - _FEW + 1, run.count + 1)
-    return fsum(seconds[n] for n in late) / fsum(seconds[n] for n in early)
-
-
-def _of(rows: Sequence[Row], label: str, name: str) -> Mapping[Run, float]:
-    return column(rows, name, lambda row: bool(row["method"] == label))
+    return [seconds[last] / seconds[first] for first, last in zip(early, late, strict=True)]
 
 
 def _difference(gap: Interval | None) -> str:

@@ -21,6 +21,29 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """Words that stand for several contenders: every method, and one setting of `ewc_dc` at several values."""
 Overrides = Mapping[str, Any]
+_COMPOSED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("clora", "clora_shared", "ewc", "ewc_dc", "dsc", "kv"), ("finetune",)),
+    **dict.fromkeys(("ewc_vera", "ewc_dc_vera"), ("finetune_vera",)),
+    "dsc_ewc": ("dsc", "ewc"),
+    "dsc_ewc_dc": ("dsc", "ewc_dc"),
+    "ewc_dc_kv": ("ewc_dc", "kv"),
+    "dsc_kv": ("dsc", "kv"),
+    "dsc_ewc_dc_kv": ("dsc_ewc_dc", "kv"),
+}
+"""What a method adds something to: whatever is chosen for these is chosen for it, so that terms are what differs."""
+
+
+def depth(method: str) -> int:
+    """How many choices come before a method's own: 0 for one that stands on no other."""
+    return 1 + max(map(depth, _COMPOSED[method])) if method in _COMPOSED else 0
+
+
+def inherited(method: str, chosen: Mapping[str, Overrides]) -> dict[str, Any]:
+    """What is chosen for the methods that this one is composed of, then for itself."""
+    found: dict[str, Any] = {}
+    for part in _COMPOSED.get(method, ()):
+        found |= inherited(part, chosen)
+    return found | dict(chosen.get(method, {}))
 
 
 @dataclass(frozen=True)
@@ -32,7 +55,7 @@ class Contender:
     overrides: tuple[tuple[str, Any], ...] = ()
 
     def config(self, common: LearningConfig, chosen: Overrides) -> LearningConfig:
-        """Its settings: the common ones, then those chosen for its method, then its own.
+        """Its settings: the common ones, then those chosen (`inherited`), then its own.
 
         Raises:
             InputError: there is no such setting, or it does not take the value.

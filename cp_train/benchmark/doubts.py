@@ -12,16 +12,18 @@ from matplotlib.figure import Figure as Canvas
 from cp_train.benchmark import plots
 from cp_train.benchmark.examine import correct
 from cp_train.benchmark.results import Result, Row, column
-from cp_train.benchmark.tables import Figure, differences, markdown, number, shown
-from cp_train.evaluation.statistics import Run, interval, over_runs, units
+from cp_train.benchmark.tables import Figure, common_runs, differences, markdown, number, shown, signed
+from cp_train.evaluation.statistics import Run, interval, over_runs, paired, units
 
 FACTORS = (
     ("none", "finetune", "dsc"),
     ("EWC", "ewc", "dsc_ewc"),
     ("EWC DC", "ewc_dc", "dsc_ewc_dc"),
     ("kv", "kv", "dsc_kv"),
+    ("EWC DC + kv", "ewc_dc_kv", "dsc_ewc_dc_kv"),
 )
 """Penalty, the method with it alone, and the method with it and DSC."""
+_INTERACTING = ("A_MMD", "F_MMD", "F_MMD_unseen")
 _K = re.compile(r"ewc_dc:fisher\.earlier=(\d+)")
 COMPARED = (
     Figure("A_MMD", "A_MMD", "↓"),
@@ -56,10 +58,12 @@ def _trials(results: Sequence[Result], _rows: Sequence[Row], folder: Path) -> st
         return _missing("any method", "--setup six")
     spread: dict[int, dict[Run, float]] = {}
     right: dict[int, dict[Run, float]] = {}
+    orders = {key: place for place, key in enumerate(dict.fromkeys((r.cell.setup, r.cell.order) for r in found))}
     for index, result in enumerate(found):
+        order = orders[result.cell.setup, result.cell.order]
         for count, margin, share in _averaged(result):
-            spread.setdefault(count, {})[result.cell.order, index] = margin
-            right.setdefault(count, {})[result.cell.order, index] = share
+            spread.setdefault(count, {})[order, index] = margin
+            right.setdefault(count, {})[order, index] = share
     plots.lines(
         {"share of pictures told right": {count: units(shares) for count, shares in right.items()}},
         folder / "trials.png",
@@ -85,13 +89,13 @@ def _averaged(result: Result) -> list[tuple[int, float, float]]:
     counts = [2**power for power in range(trials.bit_length()) if 2**power <= trials]
     found = []
     for count in counts:
-        deviations, shares = [], []
+        variances, shares = [], []
         for concept, logits_NTP in enumerate(logits, 1):
             means_NGP = logits_NTP[:, : trials // count * count].unflatten(1, (-1, count)).mean(2)
             odds_NG = _log_odds(means_NGP, concept)
-            deviations += odds_NG.std(1, unbiased=False).tolist() if odds_NG.shape[1] > 1 else []
+            variances += odds_NG.var(1).tolist() if odds_NG.shape[1] > 1 else []
             shares.append(correct(means_NGP.flatten(0, 1), concept))
-        found.append((count, float(np.mean(deviations)) if deviations else float("nan"), float(np.mean(shares))))
+        found.append((count, float(np.mean(variances)) ** 0.5 if variances else float("nan"), float(np.mean(shares))))
     return found
 
 
@@ -109,17 +113,28 @@ def _interaction(_results: Sequence[Result], rows: Sequence[Row], folder: Path) 
         return _missing(
             "the penalties with and without DSC", "--setup six --methods finetune ewc ewc_dc dsc dsc_ewc_dc"
         )
-    _interaction_plot(six, folder / "interaction.png")
+    there = [name for _, *both in FACTORS for name in both if name in present]
+    common = common_runs(six, there)
+    _interaction_plot([row for row in six if (row["order"], row["seed"]) in common], folder / "interaction.png")
     return (
-        "Each penalty alone and with DSC after it; parallel lines would be terms that add up, crossing ones terms that "
-        "work against each other.\n\n"
-        f"![penalty and DSC]({_HERE}/interaction.png)\n"
+        "Each penalty alone and with DSC after it, on the runs that all of these have; parallel lines would be terms "
+        "that add up, crossing ones terms that work against each other.\n\n"
+        f"![penalty and DSC]({_HERE}/interaction.png)\n\n"
+        f"What DSC adds to each, paired (bold: the 95% interval leaves out zero):\n\n{_added(six)}"
     )
+
+
+def _added(rows: Sequence[Row]) -> str:
+    lines = []
+    for penalty, alone, both in FACTORS:
+        gaps = [paired(column(rows, both, name), column(rows, alone, name)) for name in _INTERACTING]
+        lines.append([penalty, *(signed(gap) for gap in gaps)])
+    return markdown(["penalty", *_INTERACTING], lines)
 
 
 def _interaction_plot(rows: Sequence[Row], path: Path) -> None:
     figure = Canvas(figsize=(9, 3.4))
-    for axes, name in zip(figure.subplots(1, 3), ("A_MMD", "F_MMD", "F_MMD_unseen"), strict=True):
+    for axes, name in zip(figure.subplots(1, 3), _INTERACTING, strict=True):
         for place, title in ((1, "without DSC"), (2, "with DSC")):
             means = [_mean(rows, factor[place], name) for factor in FACTORS]
             axes.errorbar(
@@ -140,7 +155,7 @@ def _interaction_plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def _mean(rows: Sequence[Row], label: str, name: str) -> Any:
-    return over_runs(column(rows, name, lambda row: bool(row["method"] == label)))
+    return over_runs(column(rows, label, name))
 
 
 def _worth(_results: Sequence[Result], rows: Sequence[Row], folder: Path) -> str:
@@ -211,7 +226,7 @@ def _by_k(rows: Sequence[Row], name: str) -> dict[int, list[float]]:
     found = {}
     for k in sorted({_k(row) for row in rows}):
         mine = [row for row in rows if _k(row) == k]
-        found[k] = units(column(mine, name, lambda _: True))
+        found[k] = units(column(mine, mine[0]["method"], name))
     return {k: values for k, values in found.items() if values}
 
 

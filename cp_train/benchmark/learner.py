@@ -69,9 +69,17 @@ class Learned:
         concepts' embeddings.
         """
         adapters = list(self.history.adapters.values())
+        if len(adapters) == 1:  # it may know several concepts: of what learns all at once
+            return self.trained
         if not isinstance(model, Adapter) or adapters[-1].rank > adapters[0].rank:
             return self.trained * len(adapters)
         return self.trained + sum(rows.numel() for rows in list(adapters[-1].tokens.values())[:-1])
+
+    def kept(self, model: object, *, teachers: bool) -> int:
+        """Parameters that must be kept to learn another concept: Fisher information, and every adapter as a teacher."""
+        fisher, taught = self.history.fisher, len(self.history.adapters) if teachers else 0
+        weights = fisher.down_PRD.numel() + fisher.up_KR.numel() if fisher else 0
+        return max(self.stored(model), self.trained * taught) + weights
 
 
 def learn(
@@ -134,7 +142,7 @@ def log_norm(adapter: Adapter, widths: Sequence[int]) -> float:
     """Natural logarithm of the L1 norm of dW = (alpha / R) B A of all projections; that of 1e-12 where it is zero."""
     ups = adapter.up_KR.split(list(widths))
     total = sum((up @ down).abs().sum() for down, up in zip(adapter.down_PRD, ups, strict=True))
-    return math.log(max(1e-12, adapter.scale * float(total)))
+    return math.log(max(adapter.scale * float(total), 1e-12))  # in this order nan, a run that diverged, stays nan
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def scatter(rows: Sequence[Row], path: Path, *, x: str, y: str, title: str) -> N
     axes = figure.subplots()
     shown: list[tuple[float, float]] = []
     for place, label in enumerate(labels(rows)):
-        across, up = (over_runs(column(rows, name, _of(label))) for name in (x, y))
+        across, up = (over_runs(column(rows, label, name)) for name in (x, y))
         if across and up:
             colour, _ = _look(place)
             axes.errorbar(
@@ -214,10 +214,6 @@ def scatter(rows: Sequence[Row], path: Path, *, x: str, y: str, title: str) -> N
     _dress(axes, x, y, title)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     save(figure, path)
-
-
-def _of(label: str) -> Callable[[Row], bool]:
-    return lambda row: bool(row["method"] == label)
 
 
 def _bar(found: Interval) -> float:

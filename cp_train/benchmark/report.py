@@ -1,21 +1,29 @@
 """`report.md`: everything that the kept runs say, with tables, plots and grids beside it."""
 
-import os
-import platform
+from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from cp_train.benchmark import claims, doubts, grids, plots, results, sweep
 from cp_train.benchmark.contenders import spell
 from cp_train.benchmark.results import Result, Row
 from cp_train.benchmark.setups import SETUPS
-from cp_train.benchmark.tables import COSTS, MAIN, PAIRS, differences, markdown, means, number, shown
+from cp_train.benchmark.tables import (
+    COSTS,
+    MAIN,
+    PAIRS,
+    common_runs,
+    compared,
+    differences,
+    labels,
+    markdown,
+    number,
+    shown,
+)
 from cp_train.files import write_whole
 
 COMMANDS = "commands.txt"
 """The commands that made the runs of a folder."""
-_LIBRARIES = ("palimpsest", "torch", "diffusers", "transformers", "numpy")
 _DIGEST = 12
 _HOW = """\
 A run is one order of concepts with one seed; every order has its own draws. ± is half of Student's 95% interval over
@@ -41,7 +49,7 @@ def write(root: Path, *, reference: str) -> None:
         if mine:
             parts.append(_setup(setup, mine, [row for row in rows if row["setup"] == setup], root, reference))
     if any(row["setup"] == sweep.TUNING for row in rows):
-        parts.append(_sweep(rows))
+        parts.append(_sweep(found, rows, root))
     if reported:
         parts.append(f"## Doubts\n\n{doubts.sections(reported, kept, root)}")
     write_whole(root / "report.md", "\n".join(parts))
@@ -54,7 +62,6 @@ def _commands(root: Path) -> str:
 
 def _told(found: Sequence[Result]) -> str:
     """What ran on what."""
-    versions = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
     lines = []
     for setup in dict.fromkeys(result.cell.setup for result in found):
         mine = [result for result in found if result.cell.setup == setup]
@@ -76,8 +83,9 @@ def _told(found: Sequence[Result]) -> str:
         )
     header = ("setup", "concepts", "orders", "seeds", "runs", "base", "steps", "rank", "precision", "pictures a cell")
     table = markdown([*header, "features"], lines)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    return f"Python {platform.python_version()}, {versions}; {machine}.\n\n{table}"
+    made = Counter(record.figures["made_with"] for result in found for record in result.records.values())
+    makers = "".join(f"- {maker} ({count} tasks)\n" for maker, count in made.most_common())
+    return f"Made with:\n\n{makers}\n{table}"
 
 
 def _numbers(found: set[int]) -> str:
@@ -93,13 +101,13 @@ def _setup(name: str, found: Sequence[Result], rows: Sequence[Row], root: Path, 
     here = f"plots/{name}"
     parts = [
         f"## Setup `{name}`\n",
-        means(rows, MAIN),
+        compared(rows, MAIN),
         f"Paired differences from `{reference}` (bold: the 95% interval leaves out zero):\n",
         differences(rows, MAIN, reference),
         f"![drawn against forgotten]({here}/tradeoff.png)\n",
-        f"KID x1000 of all runs' pictures together (at least 100; a dash where there are fewer): {_kids(found)}.\n",
+        f"KID x1000, over all runs that every method has (a dash for fewer than 100 pictures): {_kids(found, rows)}.\n",
         "### What it costs\n",
-        means(rows, COSTS),
+        compared(rows, COSTS),
         f"![time over tasks]({here}/seconds.png)\n",
         "### What is kept\n",
         f"![similarity over tasks]({here}/retention.png)\n![loss over tasks]({here}/loss.png)\n",
@@ -112,12 +120,14 @@ def _setup(name: str, found: Sequence[Result], rows: Sequence[Row], root: Path, 
         f"![norm of the adapter]({here}/norms.png)\n",
     ]
     if any(row.get("pair_MMD") is not None for row in rows):
-        parts += ["### Two concepts in one prompt\n", means(rows, PAIRS)]
+        parts += ["### Two concepts in one prompt\n", compared(rows, PAIRS)]
     return "\n".join([*parts, _grids(name, found, root)])
 
 
-def _kids(found: Sequence[Result]) -> str:
-    pooled = {label: results.pooled_kid(runs) for label, runs in plots.groups(found).items()}
+def _kids(found: Sequence[Result], rows: Sequence[Row]) -> str:
+    common = common_runs(rows, labels(rows))
+    mine = [result for result in found if result.cell.paired in common]
+    pooled = {label: results.pooled_kid(runs) for label, runs in plots.groups(mine).items()}
     return ", ".join(f"`{label}` {'–' if value is None else number(value)}" for label, value in pooled.items())
 
 
@@ -159,16 +169,26 @@ def _grids(name: str, found: Sequence[Result], root: Path) -> str:
     )
 
 
-def _sweep(rows: Sequence[Row]) -> str:
-    found, won = sweep.scores(rows), sweep.best(rows)
-    winners = {spell(method, overrides) for method, overrides in won.items()}
-    lines = [
-        [f"`{label}`", str(score.runs), f"**{shown(score)}**" if label in winners else shown(score)]
-        for label, score in sorted(found.items())
+def _sweep(found: Sequence[Result], rows: Sequence[Row], root: Path) -> str:
+    known, won = sweep.scores(rows), sweep.choices(root)
+    winners = {spell(method, settings): sweep.at_the_edge(method, settings) for method, settings in won.items()}
+    lines = []
+    for label, score in sorted(known.items()):
+        bold = f"**{shown(score)}**{', at the edge' if winners[label] else ''}" if label in winners else shown(score)
+        lines.append([f"`{label}`", str(score.runs), bold])
+    parts = [
+        "## Hyper-parameters\n",
+        "On concepts that are not reported: five values of one setting for every method, after those of what it is "
+        "composed of; others of `ewc_dc` are there to see, nothing is chosen by them. Score: A_MMD + F_MMD, mean of "
+        "trained and unseen prompts; bold: chosen; `at the edge`: a better one may lie beyond what was tried.\n",
+        markdown(["candidate", "runs", "score"], lines),
     ]
-    table = markdown(["candidate", "runs", "score"], lines)
-    return (
-        "## Hyper-parameters\n\nOn concepts that are not reported: five values of one setting for every method, and "
-        "others of `ewc_dc` beside its default. Score: "
-        f"A_MMD + F_MMD, mean of trained and unseen prompts; bold: chosen.\n\n{table}"
-    )
+    shared = [r for r in found if r.cell.setup == sweep.TUNING and r.told["method"] in ("finetune", "clora_shared")]
+    if any(result.told["method"] == "clora_shared" for result in shared):
+        plots.norms(shared, root / "plots/tuning/norms.png")
+        parts.append(
+            "Size of the adapter where C-LoRA's penalty falls on the one LoRA that is continued, by its weight: the "
+            "penalty also falls on what that holds of the past, so the greater the weight, the further it collapses as "
+            "a task begins.\n\n![C-LoRA's degeneracy](plots/tuning/norms.png)\n"
+        )
+    return "\n".join(parts)

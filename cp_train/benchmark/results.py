@@ -11,7 +11,7 @@ learned all at once, KID of fewer than 100 pictures.
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -212,10 +212,11 @@ def _costs(result: Result) -> Row:
         "peak_memory_mb": max(task["peak_mb"] for task in figures),
         "trained_percent": 100 * last["trained"] / last["unet"],
         "stored_percent": 100 * last["stored"] / last["unet"],
+        "kept_percent": 100 * last["kept"] / last["unet"],
     }
 
 
-def column(rows: Sequence[Row], name: str, pick: Callable[[Row], bool]) -> dict[Run, float]:
-    """One figure of some rows by (order, seed), those that have it."""
-    found = {(row["order"], row["seed"]): row.get(name) for row in rows if pick(row)}
+def column(rows: Sequence[Row], label: str, name: str) -> dict[Run, float]:
+    """One figure of a contender's rows by (order, seed), of those that have it."""
+    found = {(row["order"], row["seed"]): row.get(name) for row in rows if row["method"] == label}
     return {run: float(value) for run, value in found.items() if value is not None}

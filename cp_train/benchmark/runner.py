@@ -22,8 +22,8 @@ from cp_train.benchmark.store import Cell, Record
 from cp_train.benchmark.subjects import Subject
 from cp_train.evaluation.features import Features, open_agreement, open_features
 from cp_train.methods import find_method
+from services import machine
 from services.base_model import BaseModel, load_base, use_threads
-from services.errors import PalimpsestError
 
 log = logging.getLogger("palimpsest.benchmark")
 
@@ -67,6 +67,7 @@ class Run:
             "method": self.contender.method,
             "concepts": [concept.name for concept in concepts],
             "nouns": [concept.noun for concept in concepts],
+            "images": [subject.digest for subject in self.subjects],
             "base_revision": base.ref.revision,
             "features_digest": features.digest,
         }
@@ -133,11 +134,15 @@ def _in_parallel(runs: Sequence[Run], jobs: int, progress: _Progress) -> list[st
     threads = max((run.settings.threads for run in runs), default=1)
     with _cluster(jobs * max(1, threads)) as ray:
         remote = ray.remote(num_cpus=max(1, threads), max_retries=2)(_attempt_quietly)
-        waiting = [remote.remote(run) for run in runs]
-        failed: list[str] = []
+        begun = {remote.remote(run): run for run in runs}
+        waiting, failed = list(begun), []
         while waiting:
             done, waiting = ray.wait(waiting, timeout=_LOOK_SECONDS)
-            failed += [line for line in ray.get(done) if line]
+            for task in done:
+                try:
+                    failed += [line] if (line := ray.get(task)) else []
+                except ray.exceptions.RayError as error:  # the worker died again and again
+                    failed.append(f"{begun[task].cell.folder}: {type(error).__name__}; the same command tries again")
             progress.say(sum(len(run.left) for run in runs), f"{len(waiting)} runs to go")
         return failed
 
@@ -173,8 +178,6 @@ def attempt(run: Run, say: Callable[[str], None]) -> str | None:
     """
     try:
         carry_out(run, say)
-    except PalimpsestError:
-        raise
     except Exception as error:
         (run.cell.folder / "error.txt").write_text(traceback.format_exc(), "utf-8")
         log.error("%s failed: %s", run.cell.folder, type(error).__name__)
@@ -202,9 +205,10 @@ def _examined(
     run: Run, examiner: Examiner, learned: Learned, number: int, *, tau: float
 ) -> tuple[Record, dict[str, Tensor]]:
     subjects, method = run.subjects[:number], find_method(run.contender.method)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     model = method.model(examiner.base, dict(learned.history.adapters))
     learned.cost.seconds += time.perf_counter() - start
+    learned.cost.cpu_seconds += time.process_time() - cpu
     last = number == len(run.subjects)
     record, sheets = examiner.examine(
         subjects, model, look=number % run.setup.every == 0, last=last, pairs=run.setup.pairs, tau=tau
@@ -217,6 +221,8 @@ def _examined(
         peak_mb=learned.cost.peak_mb,
         trained=learned.trained,
         stored=learned.stored(model),
+        kept=learned.kept(model, teachers=method.distils),
+        made_with=made_with(),
         unet=_unet_parameters(examiner.base),
         training_losses=learned.losses,
         norms=learned.norms,
@@ -233,6 +239,13 @@ def run_seed(cell: Cell) -> int:
 def task_seed(cell: Cell, number: int) -> int:
     """Of a task's draws: each task of each run has its own; the contenders of an order and seed share them."""
     return _TASKS * run_seed(cell) + number
+
+
+@lru_cache(maxsize=1)
+def made_with() -> str:
+    """What a task was made with, in one line: the code, the libraries, the machine."""
+    told = {"code": machine.revision(), **machine.describe()}
+    return ", ".join(f"{name} {value}" for name, value in told.items())
 
 
 def _unet_parameters(base: BaseModel) -> int:

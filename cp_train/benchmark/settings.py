@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cp_train.benchmark.contenders import Contender, Overrides
+from cp_train.benchmark.contenders import Contender, Overrides, inherited
 from cp_train.denoise import LoopConfig, Precision
 from cp_train.evaluation.features import AUTO
 from cp_train.fisher import FisherConfig
@@ -78,7 +78,7 @@ class Settings:
         steps, batch_size, rank, fisher_batches, dsc_steps, precision: of every task of every method.
         fisher_chunk: see `FisherConfig`; no outcome depends on it.
         limit: of concepts in a sequence, for short trials.
-        chosen: method -> settings chosen for it, by a sweep.
+        chosen: method -> settings chosen for it, and for what is composed of it, by a sweep.
         threads: of torch in each process; 0: all cores.
     """
 
@@ -118,7 +118,7 @@ class Settings:
             )
         except ValueError as error:
             raise InputError(f"{error}") from error
-        return contender.config(common, self.chosen.get(contender.method, {}))
+        return contender.config(common, inherited(contender.method, self.chosen))
 
     def record(self, contender: Contender, *, gamma: float = 1.0) -> dict[str, Any]:
         """Everything that decides the outcome of this contender's runs, to tell runs apart that must not be mixed."""

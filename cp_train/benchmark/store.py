@@ -6,9 +6,11 @@ DIR/<setup>/order0-seed0/<contender>/run.json                what this run was t
                                             /pictures.png    a row for each concept so far
 """
 
+import fcntl
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,24 @@ from services.errors import ConflictError
 from services.manifest import canonical
 
 _FISHER_DOWN, _FISHER_UP = "fisher.down", "fisher.up"
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold a comparison's folder: two that wrote the same runs would spoil each other's.
+
+    Raises:
+        ConflictError: another process holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"{root}: another comparison is at work in it; wait, or choose another -o DIR."
+            ) from None
+        yield
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ A subject of the artwork has six pictures: its drawing in three views as they ar
 (smaller, shifted, mirrored half of the time) on pale grounds.
 """
 
+import hashlib
 import random
 import re
 from dataclasses import dataclass
@@ -47,6 +48,14 @@ class Subject:
     concept: Concept
     images: tuple[Image.Image, ...]
     cutouts: tuple[Image.Image, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of the pixels that are learned from."""
+        found = hashlib.sha256()
+        for image in self.images:
+            found.update(f"{image.mode} {image.size}".encode() + image.tobytes())
+        return found.hexdigest()[:16]
 
 
 def shipped(name: str) -> list[Subject]:

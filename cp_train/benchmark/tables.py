@@ -40,7 +40,8 @@ COSTS = (
     Figure("cpu_seconds_per_task", "CPU seconds a task", "↓"),
     Figure("peak_memory_mb", "peak memory, MB", "↓", 4),
     Figure("trained_percent", "trained, % of U-Net"),
-    Figure("stored_percent", "stored, % of U-Net"),
+    Figure("stored_percent", "stored to draw, % of U-Net"),
+    Figure("kept_percent", "kept to learn on, % of U-Net"),
 )
 PAIRS = (
     Figure("pair_MMD", "MMD to composed pictures", "↓"),
@@ -79,9 +80,37 @@ def means(rows: Sequence[Row], figures: Sequence[Figure]) -> str:
     lines = []
     for label in labels(rows):
         mine = [row for row in rows if row["method"] == label]
-        found = [shown(over_runs(_values(mine, label, f.name)), f.digits) for f in used]
+        found = [shown(over_runs(column(mine, label, f.name)), f.digits) for f in used]
         lines.append([f"`{label}`", str(len(mine)), *found])
     return markdown(["method", "runs", *(figure.heading for figure in used)], lines)
+
+
+def compared(rows: Sequence[Row], figures: Sequence[Figure]) -> str:
+    """`means` of the methods with the most runs and, where others have fewer, of all on the runs that all of them have.
+
+    Means of different runs say as much about their concepts as about the methods.
+    """
+    runs = {label: {_run(row) for row in rows if row["method"] == label} for label in labels(rows)}
+    most, common = max(runs.values(), key=len, default=set()), common_runs(rows, list(runs))
+    whole = means([row for row in rows if runs[row["method"]] == most], figures)
+    if common == most:
+        return whole
+    if not common:
+        return means(rows, figures)
+    told = ", ".join(f"{order}/{seed}" for order, seed in sorted(common))
+    return f"{whole}\nAll methods, on what all of them ran (order/seed {told}):\n\n" + means(
+        [row for row in rows if _run(row) in common], figures
+    )
+
+
+def common_runs(rows: Sequence[Row], among: Sequence[str]) -> set[Run]:
+    """Orders and seeds that every one of these contenders ran."""
+    runs = [{_run(row) for row in rows if row["method"] == label} for label in among]
+    return set.intersection(*runs) if runs else set()
+
+
+def _run(row: Row) -> Run:
+    return row["order"], row["seed"]
 
 
 def differences(rows: Sequence[Row], figures: Sequence[Figure], reference: str) -> str:
@@ -91,9 +120,9 @@ def differences(rows: Sequence[Row], figures: Sequence[Figure], reference: str) 
     for label in labels(rows):
         if label == reference:
             continue
-        found = [paired(_values(rows, label, figure.name), _values(rows, reference, figure.name)) for figure in used]
+        found = [paired(column(rows, label, figure.name), column(rows, reference, figure.name)) for figure in used]
         runs = max((f.runs for f in found if f), default=0)
-        lines.append([f"`{label}`", str(runs), *(_signed(f) for f in found)])
+        lines.append([f"`{label}`", str(runs), *(signed(f) for f in found)])
     return markdown(["method", "pairs", *(figure.heading for figure in used)], lines)
 
 
@@ -102,11 +131,8 @@ def labels(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["method"] for row in rows))
 
 
-def _values(rows: Sequence[Row], label: str, name: str) -> dict[Run, float]:
-    return column(rows, name, lambda row: bool(row["method"] == label))
-
-
-def _signed(found: Interval | None) -> str:
+def signed(found: Interval | None) -> str:
+    """A difference: with its sign, bold where the interval leaves out zero."""
     if found is None:
         return "–"
     text = ("+" if found.mean > 0 else "") + shown(found)

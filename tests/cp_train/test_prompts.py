@@ -2,7 +2,8 @@
 
 import torch
 
-from cp_train.pretrain.splits import held_out
+from cp_train.benchmark.examine import GENERIC
+from cp_train.pretrain.splits import held_out, trained
 from cp_train.prompts import NOUNS, captions, concept_prompts, plain_prompt, prior_prompts, varied
 from services.manifest import Concept
 
@@ -52,6 +53,12 @@ def test_no_caption_names_what_is_held_out_to_be_learned() -> None:
     assert {"lion", "snowman"} <= held
     assert not held & set(NOUNS)
     assert len(set(NOUNS)) == len(NOUNS)
+
+
+def test_what_tells_how_the_base_drifts_is_known_to_it_and_protected_by_nobody() -> None:
+    words = {word for prompt in GENERIC for word in prompt.split()}
+    assert not words & set(NOUNS)
+    assert all(any(f" {concept.noun}" in prompt for concept in trained()) for prompt in GENERIC)
 
 
 def test_a_varied_prompt_has_its_subject_in_it() -> None:

@@ -12,13 +12,14 @@ import psutil
 import pytest
 import torch
 
-from cp_serve.bench import machine, step
+from cp_serve.bench import step
 from cp_serve.bench.__main__ import main
 from cp_serve.bench.profile import Profile, length_of_union
 from cp_serve.bench.report import summary
 from cp_serve.bench.run import Config, _requests
 from cp_serve.bench.traffic import Traffic, Wish
 from cp_serve.split import split_among_threads
+from services import machine
 from services.base_model import BaseModel
 from tests.house import wait_until
 

@@ -21,8 +21,8 @@ def test_every_budget_has_an_agenda() -> None:
 @pytest.mark.parametrize("budget", AGENDAS)
 def test_hyper_parameters_come_first_and_every_method_is_compared(budget: str) -> None:
     items = list(AGENDAS[budget])
-    assert all(item.setup in SETUPS and (item.setup == "tuning") == item.sweep for item in items)
-    assert items[0].sweep
+    assert all(item.setup in SETUPS and (item.setup == "tuning" or not item.sweep) for item in items)
+    assert [item.sweep for item in items] == [True] + [False] * (len(items) - 1)
     assert set(LEADING) <= methods(items[:1]) <= GRIDS.keys()
     assert methods([item for item in items if item.setup == "six"]) == METHODS.keys()
     leading = next(item for item in items if item.setup == "six")
@@ -37,3 +37,4 @@ def test_the_full_one_covers_every_setup_and_every_study() -> None:
     studied = {label.split("=")[0].partition(":")[2] for label in methods(items) if ":" in label}
     assert studied == {"fisher.earlier", "fisher.tau", "fisher.trials", "fisher.beta"}
     assert {"finetune", "ewc_dc"} <= methods([item for item in items if item.setup == "fifty"])
+    assert "per_concept" in methods([item for item in items if item.setup == "two-in-one-prompt"])

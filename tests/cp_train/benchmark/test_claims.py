@@ -39,6 +39,13 @@ def test_half_is_against_the_best_of_the_papers() -> None:
     assert claims.halves(nearer, "kv", "F_MMD").verdict == REFUTED
 
 
+def test_the_best_of_the_papers_is_found_on_runs_that_all_of_them_have() -> None:
+    easy = rows("dsc_ewc", [30.0]) + rows("ewc_dc", [20.0, 300.0, 300.0]) + rows("kv", [9.0, 10.0, 11.0])
+    claim = claims.halves(easy, "kv", "F_MMD")
+    assert "half of `ewc_dc`" in claim.found, "300 is of orders that `dsc_ewc` never had"
+    assert "3 pairs" in claim.found
+
+
 @pytest.mark.parametrize(("seconds", "verdict"), [([11.0, 11.1, 11.2], SHOWN), ([13.0, 13.1, 13.2], REFUTED)])
 def test_time_is_a_share_of_finetunings(seconds: list[float], verdict: str) -> None:
     name = "cpu_seconds_per_task"
@@ -68,6 +75,13 @@ def test_time_late_in_a_sequence_is_that_of_the_first_tasks_with_all_of_k() -> N
     assert claim.verdict == SHOWN
     assert claims.flat([long(float, float, order) for order in (0, 1)], "ewc_dc").verdict == REFUTED
     assert claims.flat([], "ewc_dc").verdict == NO_RUNS
+
+
+def test_a_single_long_run_is_judged_by_its_tasks() -> None:
+    even, uneven = (lambda n: 7 + 0.01 * (n % 3)), (lambda n: 7 + 3 * (n * n % 7))
+    assert claims.flat([long(even, float)], "ewc_dc").verdict == SHOWN
+    assert claims.flat([long(lambda n: n + 0.1 * (n % 3), float)], "ewc_dc").verdict == REFUTED
+    assert claims.flat([long(uneven, float)], "ewc_dc").verdict == OPEN
 
 
 def test_an_adapter_that_grows_by_more_than_embeddings_is_told() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cp_train.benchmark.contenders import Contender, parse, spell
+from cp_train.benchmark.contenders import Contender, depth, inherited, parse, spell
 from cp_train.benchmark.settings import Examination, Settings
 from cp_train.methods import METHODS
 from services.errors import InputError
@@ -30,6 +30,29 @@ def test_settings_of_its_own_beat_chosen_ones_which_beat_common_ones() -> None:
     assert (config.weight, config.fisher.beta, config.loop.steps, config.loop.seed) == (3.0, 0.25, 7, 11)
     config = settings.learning(special, seed=0)
     assert (config.weight, config.fisher.beta, config.fisher.tau) == (2, 0.25, 0.5)
+
+
+def test_what_is_composed_of_others_takes_their_choices_over() -> None:
+    chosen = {
+        "finetune": {"loop.lr": 2e-3},
+        "ewc_dc": {"weight": 10.0},
+        "dsc": {"dsc.steps": 50},
+        "dsc_ewc_dc": {"weight": 1.0},
+        "kv": {"kv.weight": 3.0},
+        "per_concept": {"loop.lr": 5e-4},
+    }
+    assert inherited("ewc_dc_kv", chosen) == {"loop.lr": 2e-3, "weight": 10.0, "kv.weight": 3.0}
+    assert inherited("dsc_ewc_dc_kv", chosen) == {"loop.lr": 2e-3, "dsc.steps": 50, "weight": 1.0, "kv.weight": 3.0}
+    assert inherited("clora", chosen) == {"loop.lr": 2e-3}
+    assert inherited("per_concept", chosen) == {"loop.lr": 5e-4}
+    assert inherited("ewc_vera", chosen) == {}, "another learning rate altogether"
+    config = Settings(chosen=chosen).learning(parse(["dsc_ewc_dc_kv"])[0], seed=0)
+    assert (config.loop.lr, config.dsc.steps, config.weight, config.kv.weight) == (2e-3, 50, 1.0, 3.0)
+
+
+def test_what_others_are_composed_of_comes_before_them() -> None:
+    assert [depth(method) for method in ("finetune", "ewc_dc", "dsc_ewc_dc", "dsc_ewc_dc_kv")] == [0, 1, 2, 3]
+    assert {depth(method) for method in METHODS} == {0, 1, 2, 3}
 
 
 def test_what_is_no_lora_has_a_learning_rate_of_its_own() -> None:

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from cp_train.benchmark import agenda
-from cp_train.benchmark.__main__ import CHOSEN, main
+from cp_train.benchmark.__main__ import main
 from cp_train.benchmark.agenda import Item
 from cp_train.benchmark.results import LEADING
 from cp_train.benchmark.settings import BUDGETS
+from cp_train.benchmark.store import alone
+from cp_train.benchmark.sweep import CHOSEN
 
 
 @pytest.fixture
@@ -142,6 +144,25 @@ def test_a_sweep_chooses_and_later_runs_use_it(flags: list[str], tmp_path: Path)
     assert main([*flags, "--methods", "finetune", "--orders", "1"]) == 0
     told = json.loads((out / "six/order0-seed0/finetune/run.json").read_text("utf-8"))
     assert told["learning"]["loop.lr"] == chosen["finetune"]["loop.lr"]
+    (out / CHOSEN).write_text(json.dumps({"finetune": {"loop.lr": 0.5}}), "utf-8")
+    shutil.rmtree(out / "tuning")
+    assert main([*flags, "--sweep", "--orders", "1", "--methods", "custom_diffusion_merge", "ewc", "finetune"]) == 0
+    again = json.loads((out / CHOSEN).read_text("utf-8"))
+    assert again.keys() == {"finetune", "ewc", "custom_diffusion_merge"}
+    assert again["finetune"] == {"loop.lr": 0.5}, "a choice stands"
+    weight = again["ewc"]["weight"]
+    told = json.loads((out / f"tuning/order0-seed0/ewc:weight={json.dumps(weight)}/run.json").read_text("utf-8"))
+    assert told["learning"]["loop.lr"] == 0.5, "what it is composed of was chosen before"
+    assert "**, at the edge" in (out / "report.md").read_text("utf-8") or weight not in (0.01, 100.0)
+
+
+def test_two_comparisons_in_one_folder_are_refused(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with alone(tmp_path / "out"):
+        assert main([*flags, "--methods", "finetune", "--orders", "1"]) == 1
+    assert "another comparison is at work in it" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "six").exists()
 
 
 def test_own_folders_take_the_place_of_the_artwork(flags: list[str], tmp_path: Path) -> None:
@@ -159,6 +180,7 @@ def test_own_folders_take_the_place_of_the_artwork(flags: list[str], tmp_path: P
         (["--setup", "seven"], "setup: there is no 'seven'"),
         (["--methods", "magic"], "there is no 'magic'"),
         (["--images", "nowhere"], "images: 'nowhere' is not a folder"),
+        (["--images", "nowhere", "--sweep"], "images: settings chosen on them could not be reported on them"),
         (["--seeds", "0"], "seeds, orders, jobs and limit must be at least 1"),
         (["--pictures", "5"], "pictures must be a multiple of 4"),
         (["--budget", "endless"], "budget: there is no 'endless'; choose full or brief"),

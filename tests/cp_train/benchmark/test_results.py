@@ -10,7 +10,7 @@ import torch
 from cp_train.benchmark import doubts, results, sweep
 from cp_train.benchmark.results import LEADING, Result
 from cp_train.benchmark.store import Cell, Record
-from cp_train.benchmark.tables import MAIN, differences, means, number, shown
+from cp_train.benchmark.tables import MAIN, compared, differences, means, number, shown
 from cp_train.evaluation.statistics import Interval
 
 E1, E2 = torch.eye(2).unsqueeze(1)
@@ -28,6 +28,7 @@ def record(task: int, *, last: bool, losses: list[float], **features: torch.Tens
         "peak_mb": 100.0 * task,
         "trained": 10,
         "stored": 20 * task,
+        "kept": 30 * task,
         "unet": 1000,
         "clip_t": {"1": 0.2, "2": 0.4} if last else {},
     }
@@ -73,7 +74,7 @@ def test_the_figures_of_a_run_by_hand() -> None:
     assert row["loss_rise"] == pytest.approx(0.5)
     assert row["seconds_per_task"] == 15
     assert row["peak_memory_mb"] == 200
-    assert (row["trained_percent"], row["stored_percent"]) == (1, 4)
+    assert (row["trained_percent"], row["stored_percent"], row["kept_percent"]) == (1, 4, 6)
     assert row["KID"] is None
 
 
@@ -126,6 +127,21 @@ def test_means_and_differences_of_runs_of_the_same_order_and_seed() -> None:
     assert "| `finetune` | 6 | 20 ± 25 |" in means(again, MAIN), "a second seed is no other concept"
 
 
+def test_means_of_different_runs_do_not_stand_side_by_side() -> None:
+    def rows(label: str, values: list[float]) -> list[results.Row]:
+        return [{"method": label, "order": n, "seed": 0, "A_MMD": value} for n, value in enumerate(values)]
+
+    some = rows("ewc", [10.0, 20.0, 90.0]) + rows("kv", [1.0, 2.0, 9.0])
+    assert compared(some, MAIN) == means(some, MAIN)
+    table = compared([*some, *rows("joint", [5.0, 6.0])], MAIN)
+    first, _, second = table.partition("All methods, on what all of them ran")
+    assert "| `ewc` | 3 | 40 ±" in first
+    assert "joint" not in first
+    assert "(order/seed 0/0, 1/0)" in second
+    assert "| `ewc` | 2 | 15 ±" in second
+    assert "| `joint` | 2 | 5.5 ±" in second
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0.0, "0"), (12345.6, "1.23e+04"), (1234.5, "1234"), (0.1234, "0.123"), (1e-5, "1.00e-05")]
 )
@@ -139,15 +155,18 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert shown(Interval(2.0, 0.5, 3)) == "2 ± 0.5"
 
 
-def test_the_sweep_chooses_the_least_of_what_is_all_there() -> None:
+def test_the_sweep_chooses_the_least_of_what_came_to_a_score() -> None:
     def row(label: str, value: float) -> results.Row:
         names = ("A_MMD", "F_MMD", "A_MMD_unseen", "F_MMD_unseen")
         return {"method": label, "setup": "tuning", **dict.fromkeys(names, value)}
 
     grid = sweep.GRIDS["ewc"]
     rows = [row(sweep.spell("ewc", tried), abs(math.log(tried["weight"]))) for tried in grid]
-    rows += [row(sweep.spell("kv", tried), 1.0) for tried in sweep.GRIDS["kv"][1:]]
-    assert sweep.best(rows) == {"ewc": {"weight": 1.0}}
+    rows += [row(sweep.spell("kv", tried), math.nan) for tried in sweep.GRIDS["kv"]]
+    rows += [row(sweep.spell("dsc", tried), math.nan if n else 3.0) for n, tried in enumerate(sweep.GRIDS["dsc"])]
+    assert sweep.best(rows) == {"ewc": {"weight": 1.0}, "dsc": {"dsc.steps": 25}}
+    assert not sweep.at_the_edge("ewc", {"weight": 1.0})
+    assert sweep.at_the_edge("dsc", {"dsc.steps": 25})
     assert sweep.score({"A_MMD": 3.0, "F_MMD": None, "A_MMD_unseen": 5.0, "F_MMD_unseen": None}) == 4
 
 
@@ -168,7 +187,8 @@ def test_averaging_trials_narrows_the_scatter() -> None:
     found = doubts._averaged(run)
     assert [count for count, _, _ in found] == [1, 2, 4, 8]
     spreads, shares = [spread for _, spread, _ in found], [share for _, _, share in found]
-    assert spreads[:3] == sorted(spreads[:3], reverse=True)
+    assert spreads[0] / spreads[1] == pytest.approx(2**0.5, rel=0.1), "of independent trials"
+    assert spreads[1] / spreads[2] == pytest.approx(2**0.5, rel=0.15), "and few of them look no steadier than they are"
     assert math.isnan(spreads[3])
     assert shares == sorted(shares)
     assert shares[3] > 0.95

@@ -1,6 +1,7 @@
 """Runs on a tiny base: every method goes through, and what was killed is continued with the same result."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -157,6 +158,35 @@ def test_one_failure_does_not_end_the_others(
     (line,) = runner.make(runs(tmp_path, subjects, brief, "ewc", "finetune"), jobs=1)
     assert line.endswith("FloatingPointError: it diverged")
     assert [result.cell.label for result in results.load(tmp_path)] == ["finetune"]
+
+
+def test_a_worker_that_dies_does_not_end_the_others(tmp_path: Path, subjects: list[Subject], brief: Settings) -> None:
+    dying, living = runs(tmp_path, subjects, brief, "ewc", "finetune")
+
+    class Deadly(runner.Run):
+        def __reduce__(self) -> tuple[object, ...]:
+            return os._exit, (1,)  # where it is unpacked
+
+    deadly = Deadly(dying.cell, dying.setup, dying.contender, dying.subjects, dying.settings)
+    (line,) = runner.make([deadly, living], jobs=2)
+    assert line.startswith(str(dying.cell.folder))
+    assert line.endswith("the same command tries again")
+    assert [result.cell.label for result in results.load(tmp_path)] == ["finetune"]
+
+
+def test_a_run_that_diverged_has_no_norm(tiny_base: BaseModel) -> None:
+    adapter = some_adapter(tiny_base.layout, {"mug": 1}, rank=2, alpha=4.0)
+    assert math.isnan(learner.log_norm(replace(adapter, up_KR=adapter.up_KR * math.nan), tiny_base.layout.widths))
+
+
+def test_what_is_kept_to_learn_on_is_counted(tmp_path: Path, subjects: list[Subject], brief: Settings) -> None:
+    runner.make(runs(tmp_path, subjects, brief, "finetune", "ewc_dc", "dsc", "joint"), jobs=1)
+    last = {result.cell.label: result.last.figures for result in results.load(tmp_path)}
+    lora = last["finetune"]["stored"] - 2 * 32
+    assert last["finetune"]["kept"] == last["finetune"]["stored"]
+    assert last["ewc_dc"]["kept"] == last["ewc_dc"]["stored"] + lora, "Fisher information is as large as the LoRA"
+    assert last["dsc"]["kept"] == 2 * (lora + 32), "a teacher a task"
+    assert last["joint"]["stored"] == last["joint"]["kept"] == lora + 2 * 32
 
 
 def test_a_folder_takes_no_runs_with_other_settings(

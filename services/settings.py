@@ -83,8 +83,9 @@ class Settings(BaseSettings):
     )
 
     replicas: int = Field(1, ge=1, description="Serve replicas of the denoiser.")
-    replica_gpus: float = Field(
-        0.0, ge=0, description="GPUs that a replica reserves; training workers on CUDA take one."
+    replica_gpus: float = Field(0.0, ge=0, description="GPUs that a replica reserves.")
+    worker_gpus: float = Field(
+        1.0, gt=0, le=1, description="GPUs that a training worker on CUDA reserves; below 1 it shares its card."
     )
     follow_seconds: float = Field(1.0, gt=0, description="Seconds between two looks at the registry.")
     max_batch: int = Field(16, ge=1, description="Images in one denoising batch of a replica.")

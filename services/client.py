@@ -144,7 +144,7 @@ class Client:
             raise self._silent() from error
 
     def _silent(self) -> UnavailableError:
-        return UnavailableError(f"{self.url} does not answer; `palimpsest up` starts it.")
+        return UnavailableError(f"{self.url} does not answer; `palimpsest up` starts one on this machine.")
 
 
 def _fault(answer: dict[str, Any]) -> PalimpsestError:

@@ -68,7 +68,7 @@ def test_the_servers_error_is_told_with_its_field() -> None:
 
 
 def test_nobody_at_the_port() -> None:
-    with pytest.raises(UnavailableError, match="does not answer; `palimpsest up` starts it"):
+    with pytest.raises(UnavailableError, match="does not answer; `palimpsest up` starts one"):
         Client(f"http://127.0.0.1:{free_ports(1)[0]}").ready()
 
 

@@ -58,7 +58,7 @@ class House:
     def pictures(self) -> Pictures:
         """Pictures behind links."""
         settings = self.settings
-        return Pictures(self.store, self.signer, url=settings.links, seconds=settings.picture_seconds)
+        return Pictures(self.store, self.signer, url=settings.public, seconds=settings.picture_seconds)
 
     @cached_property
     def answers(self) -> Answers:

@@ -44,6 +44,16 @@ def workers(settings: Settings) -> int:
     return settings.train_workers if on_cluster() else 1
 
 
+def scaling(settings: Settings) -> ScalingConfig:
+    """What Ray Train reserves: without a cluster nothing, for it runs in this process."""
+    cuda = pick_device(settings.device).type == "cuda"
+    return ScalingConfig(
+        num_workers=workers(settings) if on_cluster() else 0,
+        use_gpu=cuda,
+        resources_per_worker={"GPU": settings.worker_gpus} if cuda else None,
+    )
+
+
 def train(plan: Plan, settings: Settings) -> Learned:
     """Carry out a plan and return what was learned. No worker is left when this returns or raises.
 
@@ -52,11 +62,10 @@ def train(plan: Plan, settings: Settings) -> Learned:
         KeyboardInterrupt: the job was stopped.
     """
     path, filesystem = training_storage(settings)
-    cuda = pick_device(settings.device).type == "cuda"
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"job": _Job(plan, settings, checkpoints=on_cluster())},
-        scaling_config=ScalingConfig(num_workers=workers(settings) if on_cluster() else 0, use_gpu=cuda),
+        scaling_config=scaling(settings),
         run_config=RunConfig(
             name=plan.run_id,
             storage_path=f"{path}/{plan.lineage}",

@@ -240,7 +240,7 @@ def _export(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def _client(settings: Settings) -> Client:
-    return Client(settings.api, settings.token)
+    return Client(settings.public, settings.token)
 
 
 def _say(line: str) -> None:

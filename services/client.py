@@ -131,7 +131,8 @@ class Client:
             status = response.status_code
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # a proxy's own: nobody is behind it
                 raise UnavailableError(f"{self.url} has no answer ({status}); `palimpsest status` says what is up.")
-            raise UnavailableError(f"{self.url} is not Palimpsest's API; check PALIMPSEST_HTTP_PORT.")
+            hint = "check PALIMPSEST_HTTP_PORT and PALIMPSEST_PUBLIC_URL"
+            raise UnavailableError(f"{self.url} is not Palimpsest's API; {hint}.")
         if not response.ok:
             raise _fault(answer)
         return answer
@@ -143,7 +144,7 @@ class Client:
             raise self._silent() from error
 
     def _silent(self) -> UnavailableError:
-        return UnavailableError(f"{self.url} does not answer; `palimpsest up` starts it.")
+        return UnavailableError(f"{self.url} does not answer; `palimpsest up` starts one on this machine.")
 
 
 def _fault(answer: dict[str, Any]) -> PalimpsestError:

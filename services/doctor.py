@@ -80,27 +80,31 @@ class Doctor:
                 yield Finding("fault", error.message)
 
     def servers(self) -> Iterator[Finding]:
-        """Processes and ports of the local stack."""
-        settings, run = self.settings, self.settings.home / "run"
+        """Processes and ports of the local stack; of servers of one's own, whether they answer."""
+        settings, own = self.settings, _own_servers(self.settings)
         servers: list[Server | Part] = [*backend_servers(settings), *parts(settings)]
         for server in servers:
-            log = settings.home / "logs" / f"{server.name}.log"
-            taken = [port for port in server.ports if _listening(settings.host, port)]
-            if find(server.name, folder=run) is not None:
-                mend = f"see {log}; `palimpsest down`, then `up`"
-                running = Finding("ok", f"{server.name} answers")
-                yield running if server.ready() else Finding("fault", f"{server.name} does not answer", mend)
-            elif taken:
-                mend = f"stop what uses it, or set {server.ports[taken[0]]}"
-                yield Finding("fault", f"{server.name} is down and its port {taken[0]} is somebody else's", mend)
-            else:
-                yield Finding("warning", f"{server.name} is down", "`palimpsest up` starts it")
-        if answers(f"{settings.api}/readyz"):
-            yield Finding("ok", "the HTTP API is ready")
+            yield self._local(server) if server.name not in own else _elsewhere(server.name, *own[server.name])
+        if settings.public_url or settings.ray_address:
+            where, mend = f" at {settings.public}", "see that it runs, or correct PALIMPSEST_PUBLIC_URL"
         else:
-            yield Finding(
-                "warning", "the HTTP API is not ready", f"`palimpsest up`; see {settings.home}/logs/deploy.log"
-            )
+            where, mend = "", f"`palimpsest up`; see {settings.home}/logs/deploy.log"
+        if answers(f"{settings.public}/readyz"):
+            yield Finding("ok", f"the HTTP API{where} is ready")
+        else:
+            yield Finding("warning", f"the HTTP API{where} is not ready", mend)
+
+    def _local(self, server: Server | Part) -> Finding:
+        settings = self.settings
+        taken = [port for port in server.ports if _listening(settings.host, port)]
+        if find(server.name, folder=settings.home / "run") is not None:
+            mend = f"see {settings.home}/logs/{server.name}.log; `palimpsest down`, then `up`"
+            running = Finding("ok", f"{server.name} answers")
+            return running if server.ready() else Finding("fault", f"{server.name} does not answer", mend)
+        if taken:
+            mend = f"stop what uses it, or set {server.ports[taken[0]]}"
+            return Finding("fault", f"{server.name} is down and its port {taken[0]} is somebody else's", mend)
+        return Finding("warning", f"{server.name} is down", "`palimpsest up` starts it")
 
     def disk(self) -> Iterator[Finding]:
         """Free space of the home, and of the store where it is a directory."""
@@ -186,6 +190,22 @@ class Doctor:
                 if entry.via == "found" and entry.age() < 86400:  # noqa: PLR2004
                     yield _found(lineage, entry)
         yield Finding("ok", "the audit logs are whole")
+
+
+def _own_servers(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Servers that are not the local stack's: name -> the URL that answers even without a token, and the setting."""
+    own = {}
+    if settings.mlflow_uri:
+        own["mlflow"] = f"{settings.mlflow.rstrip('/')}/health", "PALIMPSEST_MLFLOW_URI"
+    if settings.ray_address:
+        own["ray"] = f"{settings.jobs.rstrip('/')}/api/gcs_healthz", "PALIMPSEST_RAY_ADDRESS"
+    return own
+
+
+def _elsewhere(name: str, url: str, setting: str) -> Finding:
+    if answers(url):
+        return Finding("ok", f"{name} answers at {url}")
+    return Finding("fault", f"{name} does not answer at {url}", f"see that it runs, or correct {setting}")
 
 
 def _verify(registry: Registry, version: VersionInfo) -> Iterator[Finding]:

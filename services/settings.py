@@ -83,8 +83,9 @@ class Settings(BaseSettings):
     )
 
     replicas: int = Field(1, ge=1, description="Serve replicas of the denoiser.")
-    replica_gpus: float = Field(
-        0.0, ge=0, description="GPUs that a replica reserves; training workers on CUDA take one."
+    replica_gpus: float = Field(0.0, ge=0, description="GPUs that a replica reserves.")
+    worker_gpus: float = Field(
+        1.0, gt=0, le=1, description="GPUs that a training worker on CUDA reserves; below 1 it shares its card."
     )
     follow_seconds: float = Field(1.0, gt=0, description="Seconds between two looks at the registry.")
     max_batch: int = Field(16, ge=1, description="Images in one denoising batch of a replica.")
@@ -92,7 +93,9 @@ class Settings(BaseSettings):
     deadline_seconds: float = Field(120.0, gt=0, description="Seconds that one request may take.")
 
     public_url: str = Field(
-        "", description="URL under which clients reach the HTTP API, for links; empty: the local one."
+        "",
+        description="URL under which clients reach the HTTP API: what links begin with, and where the command "
+        "`palimpsest` asks; empty: the local one.",
     )
     max_replicas: int = Field(
         0,
@@ -192,12 +195,12 @@ class Settings(BaseSettings):
 
     @property
     def api(self) -> str:
-        """URL of the HTTP API."""
+        """URL of the local HTTP API."""
         return f"http://{self.host}:{self.http_port}"
 
     @property
-    def links(self) -> str:
-        """What links to the HTTP API begin with, without a trailing slash."""
+    def public(self) -> str:
+        """URL under which clients reach the HTTP API, without a trailing slash."""
         return (self.public_url or self.api).rstrip("/")
 
     @property

@@ -15,7 +15,12 @@ INFRA = Path(__file__).parents[1]
 _POLICIES = Path(__file__).parent
 _BYTES = 32
 
-ROLES = {"mlflow": ("mlflow",), "operator": ("operator",), "ray": ("training", "serving")}
+ROLES = {
+    "mlflow": ("mlflow",),
+    "operator": ("operator",),
+    "ray": ("training", "serving"),
+    "keeper": ("training", "operator"),
+}
 """User of the compose stack's S3 server, which is its access key too -> the policies of this folder that it has."""
 COMPOSE = (
     *("postgres_password", "mlflow_password", "mlflow_flask_key", "mlflow_webhook_key"),

@@ -1,4 +1,4 @@
-"""Two real workers, each a process with DDP over gloo, against one."""
+"""Two real workers, each a process with DDP over gloo, against one; and what a worker reserves of a cluster."""
 
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from cp_train.methods.kv import KVConfig
 from cp_train.phase import Shard
 from cp_train.plan import LearningConfig
 from cp_train.task import Task
+from cp_train.trainer import scaling
 from services.base_model import BaseModel, load_base
+from services.settings import Settings
 from tests.bases import plan_of, some_adapter
 
 SAMPLES = sorted((Path(__file__).parents[2] / "infra" / "samples").glob("*/*.png"))[:3]
@@ -57,3 +59,22 @@ def test_two_workers_learn_what_one_does(tiny_base: BaseModel, tmp_path: Path, m
     for name, expected in alone.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], expected, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("device", "share", "reserved"),
+    [("cuda", 1.0, {"GPU": 1.0}), ("cuda", 0.5, {"GPU": 0.5}), ("cpu", 0.5, {"CPU": 1})],
+)
+def test_what_the_workers_reserve(
+    device: str, share: float, reserved: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what Ray counts: with half a card each, a worker and a replica share one."""
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    config = scaling(Settings.model_validate({"device": device, "worker_gpus": share, "train_workers": 2}))
+    workers = [bundle for bundle in config.as_placement_group_factory().bundles if bundle]
+    assert workers == [reserved] * 2
+
+
+def test_without_a_cluster_there_is_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert scaling(Settings(train_workers=2)).num_workers == 0

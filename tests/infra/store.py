@@ -1,4 +1,7 @@
-"""The compose stack's S3 server, by the compose file's own command line, with one user for each policy of infra/iam."""
+"""The compose stack's S3 server, by the compose file's own command line.
+
+With one user for each policy of infra/iam, and the keeper, who has two.
+"""
 
 import json
 import shutil
@@ -65,8 +68,8 @@ def compose_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def _arguments(folder: Path, port: int, own: dict[str, int]) -> list[str]:
     """The compose file's, with ports and folders of this machine, and everything on loopback."""
     make_secrets = script("iam/make_secrets.py")
-    make_secrets.ROLES = {name: (name,) for name in POLICIES}
-    users = make_secrets.seaweedfs_users({name: Store.key(name) for name in POLICIES})
+    make_secrets.ROLES = {name: (name,) for name in POLICIES} | {"keeper": make_secrets.ROLES["keeper"]}
+    users = make_secrets.seaweedfs_users({name: Store.key(name) for name in make_secrets.ROLES})
     (folder / "s3.json").write_text(json.dumps(users))
     here = {
         "-dir=/data": f"-dir={folder}",

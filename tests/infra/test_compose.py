@@ -41,7 +41,7 @@ def test_no_container_has_more_rights_than_it_needs(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert not service.keys() & {"privileged", "cap_add", "devices", "pid", "ipc", "userns_mode"}
-    assert service.get("network_mode") in (None, "service:store", "service:ray-head")
+    assert service.get("network_mode") in (None, "service:store")
     assert "docker.sock" not in json.dumps(service)
 
 
@@ -68,7 +68,7 @@ def test_only_what_is_published_reaches_out() -> None:
     reaching_out = {name for name, service in SERVICES.items() if "edge" in service.get("networks", ())}
     assert reaching_out == {"mlflow", "ray-head", "grafana"}
     near_the_database = {name for name, service in SERVICES.items() if "database" in service.get("networks", ())}
-    assert near_the_database == {"postgres", "mlflow"}
+    assert near_the_database == {"postgres", "mlflow", "keeper"}
 
 
 def test_the_stores_own_ports_are_the_containers_own() -> None:
@@ -106,6 +106,24 @@ def test_settings_are_settings() -> None:
     for name, service in OURS.items():
         given = {key for key in service.get("environment", {}) if key.startswith("PALIMPSEST_")}
         assert given <= known, name
+
+
+def test_the_keeper_reaches_the_database_that_mlflow_has_and_its_schema_too() -> None:
+    """By the same image, so that its MLflow is the server's."""
+    keeper, mlflow = SERVICES["keeper"], SERVICES["mlflow"]
+    assert keeper["environment"]["PALIMPSEST_DATABASE"] == mlflow["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    assert keeper["image"] == mlflow["image"]
+    assert {"source": "postgres_password", "target": "PGPASSWORD"} in keeper["secrets"]
+    assert keeper["environment"]["AWS_ACCESS_KEY_ID"] in make_secrets.ROLES
+
+
+@pytest.mark.parametrize("name", ["palimpsest", "keeper"])
+def test_the_command_reads_models_and_writes_where_people_find_it(name: str) -> None:
+    service = SERVICES[name]
+    mounts = {volume.rsplit(":", 1)[0] if volume.endswith(":ro") else volume for volume in service["volumes"]}
+    assert mounts == {"${PALIMPSEST_MODELS:-./models}:/models", "./output:/output"}
+    assert service["working_dir"] == "/output"
+    assert service["profiles"] == ["operator"], "it runs when somebody asks for it"
 
 
 def test_images_name_exact_versions() -> None:

@@ -23,6 +23,7 @@ from services.intake import Intake
 from services.lease import lease
 from services.objects import open_store
 from services.settings import Settings
+from services.transfer import LASTING
 from tests.infra.files import INFRA, ROOT, document
 from tests.infra.store import BUCKET, POLICIES, Store
 
@@ -133,7 +134,7 @@ def test_there_is_no_other_policy() -> None:
 
 @contextmanager
 def signed_in(store: Store, policy: str) -> Iterator[Settings]:
-    """This process as the user that has one policy."""
+    """This process as the user that has one policy, or as the keeper."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -229,6 +230,16 @@ def test_the_api_keeps_its_key_and_knows_what_is_missing(compose_store: Store) -
         key = signing.load_key(place)
         assert signing.load_key(place) == key
         assert not place.exists("mlflow/1/run/artifacts/adapter/manifest.json"), "missing is missing, not forbidden"
+
+
+def test_the_keeper_copies_out_and_in_all_that_lasts(compose_store: Store) -> None:
+    with signed_in(compose_store, "keeper") as settings:
+        place = open_store(settings)
+        for folder in LASTING:
+            key = f"{folder}kept"
+            assert place.create(key, b"x")
+            assert place.get(key) == b"x"
+            assert key in place.list(folder)
 
 
 def test_people_are_invited_by_an_operator_and_let_in_by_the_api(compose_store: Store) -> None:

@@ -1,5 +1,6 @@
 """The Kubernetes manifests: valid by Kubernetes' schemas, by Ray's own readers, and as strict as they say."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -37,7 +38,16 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
 
 
 def containers() -> list[tuple[str, dict[str, Any]]]:
-    return [(name, container) for name, pod in PODS.items() for container in pod["spec"]["containers"]]
+    """The pod's name and the container, those that run before the others included."""
+    specs = {name: pod["spec"] for name, pod in PODS.items()}
+    return [
+        (name, one) for name, spec in specs.items() for one in (*spec.get("initContainers", ()), *spec["containers"])
+    ]
+
+
+def waiting() -> dict[str, dict[str, Any]]:
+    """Pod -> the container that waits for the base model before the pod starts."""
+    return {name: container for name, container in containers() if container["name"] == "wait-for-base"}
 
 
 @pytest.mark.parametrize("resource", [r for r in RESOURCES if r["kind"] not in SPECS], ids=named)
@@ -92,6 +102,47 @@ def test_a_cluster_asks_for_the_token_and_outlives_its_head(name: str) -> None:
     assert f"ray[default,serve,train]=={cluster['rayVersion']}" in (ROOT / "pyproject.toml").read_text()
 
 
+def test_the_head_has_the_port_that_kuberay_makes_the_service_from() -> None:
+    """Most of its versions refuse without it."""
+    (settings,) = of_kind("ConfigMap")
+    assert "http://palimpsest-serve-svc:8000/" in settings["data"]["PALIMPSEST_WEBHOOK_URL"]
+    head, *_ = PODS["RayService/palimpsest/head"]["spec"]["containers"]
+    assert {"containerPort": 8000, "name": "serve"} in head["ports"]
+
+
+def test_who_reads_the_base_first_waits_for_it() -> None:
+    """A replica does, and a job on the head that it was handed to; its workers come later."""
+    assert waiting().keys() == {"RayCluster/training/head", "RayService/palimpsest/gpu"}
+    first, second = waiting().values()
+    assert first == second
+
+
+def wait(base: str) -> "subprocess.Popen[str]":
+    (container, _) = waiting().values()
+    command = [*container["command"][:-1], container["command"][-1].replace("/models/", f"{Path(base).parent}/")]
+    return subprocess.Popen(command, env=os.environ | {"PALIMPSEST_BASE": base}, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_wait_ends_once_the_base_is_there(tmp_path: Path) -> None:
+    base = tmp_path / "stable-diffusion-v1-5"
+    with wait(str(base)) as process:
+        assert process.stdout
+        assert process.stdout.readline() == f"waiting for {base}\n"
+        base.mkdir()
+        (base / "model_index.json").touch()
+        assert process.wait(60) == 0
+    with wait(str(base)) as process:
+        assert (process.communicate(timeout=60)[0], process.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("base", ["embedded", "an-organisation/a-model", "/elsewhere/models/base"])
+def test_nobody_waits_for_a_base_that_is_not_on_the_volume(base: str) -> None:
+    (container, _) = waiting().values()
+    environment = os.environ | {"PALIMPSEST_BASE": base}
+    run = subprocess.run(container["command"], env=environment, capture_output=True, check=True, timeout=60)
+    assert run.stdout == b""
+
+
 def test_mlflow_starts_as_on_one_host() -> None:
     """Which is started for real in test_mlflow_auth.py."""
     container, service = dict(containers())["Deployment/mlflow"], compose()["services"]["mlflow"]
@@ -112,7 +163,10 @@ def test_serve_takes_the_configuration(config: str, monkeypatch: pytest.MonkeyPa
     for key, value in environment().items():
         monkeypatch.setenv(key, value)
     built = build_app(call_user_app_builder_with_args_if_necessary(application, {}), name=app.name)
-    assert {deployment.name for deployment in app.deployments} <= {deployment.name for deployment in built.deployments}
+    deployments = {deployment.name: deployment for deployment in built.deployments}
+    assert {deployment.name for deployment in app.deployments} <= deployments.keys() - {"denoiser"}, "settings say it"
+    gpus = deployments["denoiser"].ray_actor_options["num_gpus"]
+    assert gpus == float(environment()["PALIMPSEST_REPLICA_GPUS"]) > 0, "which keeps it off the head"
 
 
 def environment() -> dict[str, str]:
@@ -142,7 +196,7 @@ def test_the_job_is_one_that_the_command_takes() -> None:
     assert "job.yaml" not in document("kuberay/kustomization.yaml")["resources"]
 
 
-@pytest.mark.parametrize(("name", "container"), containers(), ids=[name for name, _ in containers()])
+@pytest.mark.parametrize(("name", "container"), containers(), ids=[f"{pod}/{one['name']}" for pod, one in containers()])
 def test_no_container_has_more_rights_than_it_needs(name: str, container: dict[str, Any]) -> None:
     pod = PODS[name]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -225,7 +279,8 @@ def test_kustomize_builds_it(tmp_path: Path) -> None:
     make_secrets.make_kuberay(tmp_path / "infra" / "kuberay" / "secrets")
     built = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     resources = list(yaml.safe_load_all(built))
-    images = {container["image"] for _, pod in pods(resources) for container in pod["spec"]["containers"]}
+    specs = [pod["spec"] for _, pod in pods(resources)]
+    images = {one["image"] for spec in specs for one in (*spec.get("initContainers", ()), *spec["containers"])}
     assert all(re.search(r":\d+\.\d+", image) for image in images)
     assert {resource["metadata"]["namespace"] for resource in resources if resource["kind"] != "Namespace"} == {
         "palimpsest"

@@ -44,7 +44,8 @@ def start(folder: Path, port: int, backend: tuple[str, str], *, password: str) -
     (folder / "basic_auth.ini").write_text(auth.replace(there, uri))
     program, *arguments = service["command"]
     assert program == "mlflow"
-    here = {"--host=0.0.0.0": "--host=127.0.0.1", "--port=5000": f"--port={port}", "--workers=2": "--workers=1"}
+    here = {"--host=0.0.0.0": "--host=127.0.0.1", "--port=5000": f"--port={port}"}
+    assert set(here) <= set(arguments)
     hosts = f"--allowed-hosts=127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", *(here.get(flag, flag) for flag in arguments), hosts]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PG"))}

@@ -13,6 +13,7 @@ import pytest
 import ray.dashboard.modules.metrics.dashboards as rays_dashboards
 from prometheus_client import Metric
 
+from cp_serve.answers import STATUSES
 from cp_serve.metrics import Metrics
 from cp_serve.traffic import Traffic
 from services.errors import PalimpsestError
@@ -99,19 +100,22 @@ def test_a_slip_would_be_found() -> None:
         promql_parser.parse("sum(rate(up[5m])")
 
 
-def test_outcomes_are_codes_of_errors() -> None:
+OUTCOMES = {kind.code for kind in PalimpsestError.__subclasses__()} | {"drawn", "cancelled"}
+
+
+@pytest.mark.parametrize(("label", "known"), [("outcome", OUTCOMES), ("status", set(map(str, STATUSES)))])
+def test_outcomes_and_statuses_are_those_of_errors(label: str, known: set[str]) -> None:
     """An alert on an outcome or a status that nothing ever has would never fire."""
-    codes = {kind.code for kind in PalimpsestError.__subclasses__()} | {"drawn", "cancelled"}
     values = {
         value
         for _, expression in expressions()
         for one in selectors(expression)
         for matcher in one.matchers.matchers
-        if matcher.name == "outcome"
+        if matcher.name == label
         for value in matcher.value.split("|")
     }
     assert values
-    assert values <= codes
+    assert values <= known
 
 
 def test_every_family_is_on_the_dashboard_or_in_an_alert() -> None:

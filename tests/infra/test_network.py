@@ -1,5 +1,7 @@
 """Who may speak to whom on Kubernetes: exactly this, and nothing else."""
 
+from typing import Any
+
 import pytest
 
 from tests.infra.files import documents, kuberay, pods
@@ -33,26 +35,71 @@ PARTS |= {
     "anybody here": Pod({}),
 }
 _RAY = ("training", "training head", "serving", "serving head")
-PORTS = {"postgres": 5432, "redis": 6379, "mlflow": 5000, "jobs": 8265, "http": 8000, "figures": 8080, "gcs": 6379}
+PORTS = {5000, 5432, 6379, 8000, 8080, 8265, 10001, 10002, 52365, 44217}
+"""What somebody listens on: the manifests name most; of Ray's own, its client, a worker, two of its agents."""
+CLUSTERS = {part: {name for name in _RAY if name.startswith(part.split()[0])} for part in _RAY}
+"""Who reaches every port of a Ray pod: its own cluster."""
 EXPECTED = {
-    ("postgres", "postgres"): {"mlflow"},
-    ("redis", "redis"): set(_RAY),
-    ("mlflow", "mlflow"): set(_RAY),
-    ("training head", "jobs"): {"training", "training head", "serving", "serving head", "operator"},
-    ("training head", "gcs"): {"training", "training head"},
-    ("training", "gcs"): {"training", "training head"},
-    ("training", "figures"): {"training", "training head", "prometheus"},
-    ("serving head", "jobs"): {"serving", "serving head", "operator"},
-    ("serving head", "gcs"): {"serving", "serving head"},
-    ("serving", "http"): {"serving", "serving head", "client", "operator", "prometheus", "mlflow"},
-    ("serving", "figures"): {"serving", "serving head", "prometheus"},
+    ("postgres", 5432): {"mlflow"},
+    ("redis", 6379): set(_RAY),
+    ("mlflow", 5000): set(_RAY),
+    ("training head", 8265): {"serving", "serving head", "operator"},
+    ("training", 8265): {"operator"},
+    ("training head", 8080): {"prometheus"},
+    ("training", 8080): {"prometheus"},
+    ("serving head", 8265): {"operator"},
+    ("serving", 8265): {"operator"},
+    ("serving head", 8080): {"prometheus"},
+    ("serving", 8080): {"prometheus"},
+    ("serving head", 8000): {"client", "operator", "prometheus", "mlflow"},
+    ("serving", 8000): {"client", "operator", "prometheus", "mlflow"},
 }
+"""Who else reaches whom on which port; on all others, nobody."""
+TARGETS = [name for name, pod in PARTS.items() if pod.namespace == "palimpsest"]
 
 
-@pytest.mark.parametrize(("target", "port"), EXPECTED)
-def test_who_reaches(target: str, port: str) -> None:
-    reaching = {name for name, source in PARTS.items() if allowed(POLICIES, source, PARTS[target], PORTS[port])}
-    assert reaching == EXPECTED[target, port]
+def reaching(target: str, port: int, policies: list[dict[str, Any]] = POLICIES) -> set[str]:
+    return {name for name, source in PARTS.items() if allowed(policies, source, PARTS[target], port)}
+
+
+@pytest.mark.parametrize("port", sorted(PORTS))
+@pytest.mark.parametrize("target", TARGETS)
+def test_who_reaches(target: str, port: int) -> None:
+    assert reaching(target, port) == CLUSTERS.get(target, set()) | EXPECTED.get((target, port), set())
+
+
+def test_no_port_is_left_out() -> None:
+    named = {
+        port["containerPort"]
+        for _, pod in pods(kuberay())
+        for one in pod["spec"]["containers"]
+        for port in one.get("ports", ())
+    }
+    assert named <= PORTS
+    opened = {
+        port["port"]
+        for policy in POLICIES
+        for rule in policy["spec"].get("ingress", ())
+        for port in rule.get("ports", ())
+    }
+    assert opened <= named
+
+
+@pytest.mark.parametrize("port", [10001, 52365])
+def test_an_opened_port_would_be_found(port: int) -> None:
+    hole = {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "training"}},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"namespaceSelector": {}}], "ports": [{"port": port}]}],
+    }
+    assert "stranger" in reaching("training head", port, [*POLICIES, {"spec": hole}])
+
+
+def test_traces_go_to_a_collector_and_nothing_else_goes_to_its_namespace() -> None:
+    collector = Pod({"app": "collector"}, "monitoring")
+    for port in PORTS | {4318}:
+        sending = {name for name in TARGETS if allowed(POLICIES, PARTS[name], collector, port)}
+        assert sending == ({"serving", "serving head"} if port == 4318 else set())
 
 
 def test_every_policy_rules_somebody() -> None:

@@ -4,7 +4,9 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from uuid import uuid4
 
 import pytest
@@ -54,6 +56,39 @@ def test_servers_that_are_down_and_ports_that_are_taken(settings: Settings) -> N
         assert "PALIMPSEST_RAY_PORT" in taken.mend
     assert findings(doctor.servers, "warning", "ray is down")[0].mend == "`palimpsest up` starts it"
     assert findings(doctor.servers, "warning", "HTTP API is not ready")
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    """MLflow, Ray with a token, and the HTTP API, as far as the doctor asks them."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path in {"/health", "/api/gcs_healthz", "/readyz"} else 401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_servers_of_ones_own_are_asked_and_are_no_business_of_the_local_stack(tmp_path: Path) -> None:
+    """Neither are they down for having no process here, nor is what listens on a local port somebody else's."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Healthy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_port
+        url = f"http://127.0.0.1:{port}"
+        ports = {"mlflow_port": port, "dashboard_port": port, "ray_port": port}
+        own = {"mlflow_uri": f"{url}/", "ray_address": url, "public_url": url}
+        doctor = Doctor(Settings.model_validate({"home": tmp_path, **ports, **own}), lambda: BASE)
+        assert [(finding.level, finding.what) for finding in doctor.servers()] == [
+            ("ok", f"mlflow answers at {url}/health"),
+            ("ok", f"ray answers at {url}/api/gcs_healthz"),
+            ("ok", f"the HTTP API at {url} is ready"),
+        ]
+        server.shutdown()
+    mlflow, ray, api = doctor.servers()
+    assert (mlflow.level, ray.level, api.level) == ("fault", "fault", "warning")
+    assert mlflow.mend == "see that it runs, or correct PALIMPSEST_MLFLOW_URI"
+    assert ray.mend == "see that it runs, or correct PALIMPSEST_RAY_ADDRESS"
+    assert api.mend == "see that it runs, or correct PALIMPSEST_PUBLIC_URL"
 
 
 def test_a_registry_that_does_not_answer(settings: Settings) -> None:

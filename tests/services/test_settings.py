@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from services.cli import _client
 from services.errors import InputError
 from services.settings import Settings, get_settings
 
@@ -27,6 +28,11 @@ def test_another_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings
+
+
+def test_the_command_asks_where_clients_do() -> None:
+    assert _client(Settings(http_port=1234)).url == "http://127.0.0.1:1234"
+    assert _client(Settings(public_url="https://pictures.example/")).url == "https://pictures.example"
 
 
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

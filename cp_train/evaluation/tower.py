@@ -1,5 +1,8 @@
 """An image tower for small pictures: the judge's kind of residual network, as a vision model of transformers.
 
+Beside the network's features f it tells which of its classes a picture shows, softmax(16 f . p_k), for words are much
+nearer to each other than things are: the projection to a text tower's space then has only to say each class's word.
+
 A vision transformer takes far more pictures than the artwork has before it tells things apart in styles that it has
 not seen (docs/log.md). With a text tower it makes a `VisionTextDualEncoderModel`, which `AutoModel` opens after
 `register()`.
@@ -7,7 +10,9 @@ not seen (docs/log.md). With a text tower it makes a `VisionTextDualEncoderModel
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -15,20 +20,25 @@ from cp_train.evaluation.judge import JudgeSize, Trunk
 
 
 class TowerConfig(PreTrainedConfig):
-    """Its shape, see `JudgeSize`, and the side of its pictures."""
+    """Its shape, see `JudgeSize`, how many classes it has, and the side of its pictures."""
 
     model_type = "palimpsest-tower"
 
     def __init__(
-        self, widths: tuple[int, ...] = JudgeSize.widths, blocks: int = 1, image_size: int = 64, **others: Any
+        self,
+        widths: tuple[int, ...] = JudgeSize.widths,
+        blocks: int = 1,
+        classes: int = 1,
+        image_size: int = 64,
+        **others: Any,
     ) -> None:
-        self.widths, self.blocks, self.image_size = list(widths), blocks, image_size
-        self.hidden_size = self.widths[-1]
+        self.widths, self.blocks, self.classes, self.image_size = list(widths), blocks, classes, image_size
+        self.hidden_size = self.widths[-1] + classes
         super().__init__(**others)
 
 
 class Tower(PreTrainedModel):
-    """Pictures [B, 3, H, W] in -1..1 to normalised features [B, D], its `pooler_output`."""
+    """Pictures [B, 3, H, W] in -1..1 to features and shares of the classes [B, D + K], its `pooler_output`."""
 
     config_class = TowerConfig
     main_input_name = "pixel_values"
@@ -36,6 +46,7 @@ class Tower(PreTrainedModel):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
         self.trunk = Trunk(JudgeSize(widths=tuple(config.widths), blocks=config.blocks))
+        self.classes = nn.Parameter(0.1 * torch.randn(config.classes, config.widths[-1]))
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
@@ -43,7 +54,12 @@ class Tower(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_options: Any) -> BaseModelOutputWithPooling:
         """What `VisionTextDualEncoderModel` asks."""
-        return BaseModelOutputWithPooling(pooler_output=self.trunk.features(pixel_values))
+        f_BD = self.trunk.features(pixel_values)
+        return BaseModelOutputWithPooling(pooler_output=torch.cat([f_BD, self.logits(f_BD).softmax(-1)], dim=-1))
+
+    def logits(self, f_BD: Tensor) -> Tensor:
+        """Of its classes, [B, K]."""
+        return JudgeSize.scale * f_BD @ functional.normalize(self.classes, dim=-1).T
 
 
 def register() -> None:

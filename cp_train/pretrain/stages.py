@@ -91,7 +91,7 @@ class Recipe:
             clip=ClipConfig(
                 text_width=48, text_layers=1, vision_width=32, vision_layers=1, patch=8, batch=8, schedule=brief
             ),
-            vision=VisionConfig(widths=(8, 16), named=4, told=4, schedule=brief),
+            vision=VisionConfig(widths=(8, 16), named=4, told=4, schedule=brief, reading=brief),
             vae=VaeConfig(channels=(8, 8), latent=4, norm_groups=4, batch=4, schedule=brief),
             judge=JudgeConfig(widths=(8, 16), blocks=1, batch=4, schedule=brief),
             unet=UNetConfig(channels=(8, 16), heads=2, norm_groups=4, batch=4, schedule=brief),

@@ -8,8 +8,9 @@ normalised embedding, w_k that of concept k's name in a template of the step, c_
          + CE_k(16 f_i . p_k)                     the same with classes p of its own, from the features f beneath u
          + CE_j(s u_i . c_j), symmetric           as in the first phase: which words belong to which picture
 
-The words alone teach slowly: of 362 names most have another one within a cosine of 0.84, so s begins large, and the
-classes, which are dropped in the end, tell the features apart first.
+Words alone teach slowly, and are hard to hit: of 362 names most have another one within a cosine of 0.84. So the
+classes tell the features apart, and in the end the projection, u = W [f, softmax(16 f . p)], learns to read anew, with
+all else as it is, from W's columns for the classes being their names.
 """
 
 import math
@@ -33,6 +34,8 @@ from cp_train.pretrain.scenes import Painter, tensor
 from cp_train.pretrain.splits import Concept
 
 _SCHEDULE = Schedule(steps=5000, lr=2e-3, decay=0.4, weight_decay=0.05, ema=0.998, every=250)
+_READING = Schedule(steps=600, lr=1e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99, every=200)
+_SMOOTHING = 0.1
 TEMPLATES = ("a picture of {}", "an image of {}", "a photo of {}", "{}")
 
 
@@ -50,6 +53,8 @@ class VisionConfig:
     """s at first; it is learned, up to 100."""
     seed: int = 16
     schedule: Schedule = field(default_factory=lambda: _SCHEDULE)
+    reading: Schedule = field(default_factory=lambda: _READING)
+    """Of the projection alone, after the rest."""
 
 
 @dataclass(frozen=True)
@@ -65,47 +70,48 @@ class Words:
 
 def train(config: VisionConfig, first: Any, tokenizer: CLIPTokenizer, painter: Painter, checkpoint: Path) -> Any:
     """The text side of the CLIPModel `first`, unchanged, with a new image tower (averaged weights)."""
-    pupil = Pupil(build(config, first), len(painter.concepts))
-    trainer = Trainer("vision", pupil, config.schedule, checkpoint)
+    model = build(config, first, len(painter.concepts))
     names_TKD = _names(first, tokenizer, painter.concepts)
 
-    def loss(step: int) -> tuple[Tensor, str]:
-        chance, noise = dice(config.seed, step), generator(config.seed, step)
+    def shown(step: int, seed: int, hard: float) -> tuple[Tensor, Words, torch.Generator]:
+        chance, noise = dice(seed, step), generator(seed, step)
         labels_B = torch.tensor(chance.choices(range(len(painter.concepts)), k=config.named))
-        hard = hardness(step, config.schedule.steps)
         drawn = [painter.single(chance, painter.concepts[k], pictograms=0.1 * hard) for k in labels_B.tolist()]
         scenes_BCHW, texts = clip.batch(painter, config.told, chance)
         x_BCHW = torch.cat([disturbed(tensor(drawn), noise, hard), relit(moved(scenes_BCHW, noise), noise)])
         names_KD, captions_BD = names_TKD[step % len(TEMPLATES)], _captions(first, tokenizer, texts)
-        words = Words(names_KD, labels_B, captions_BD, clip.alike(texts))
-        return objective(pupil, x_BCHW, words, noise, restyle=0.5 * hard)
+        return x_BCHW, Words(names_KD, labels_B, captions_BD, clip.alike(texts)), noise
 
-    trainer.run(loss)
+    def learning(step: int) -> tuple[Tensor, str]:
+        hard = hardness(step, config.schedule.steps)
+        x_BCHW, words, noise = shown(step, config.seed, hard)
+        return learn(model, x_BCHW, words, noise, restyle=0.5 * hard)
+
+    def reading(step: int) -> tuple[Tensor, str]:
+        x_BCHW, words, _ = shown(step, config.seed + 1, 1.0)
+        return read(model, x_BCHW, words)
+
+    trainer = Trainer("vision", model, config.schedule, checkpoint)
+    trainer.run(learning)
     trainer.averaged()
-    return pupil.clip
+    model.vision_model.requires_grad_(False)
+    with torch.no_grad():
+        model.visual_projection.weight[:, -len(painter.concepts) :] = names_TKD.mean(0).T
+        model.logit_scale.fill_(math.log(config.scale))
+    trainer = Trainer("reading", model, config.reading, checkpoint.with_stem("reading"))
+    trainer.run(reading)
+    return trainer.averaged()
 
 
-class Pupil(nn.Module):
-    """The model while it is trained: with classes of its own beside the words."""
-
-    def __init__(self, clip: Any, classes: int) -> None:
-        super().__init__()
-        self.clip = clip
-        self.classes = nn.Parameter(0.1 * torch.randn(classes, clip.vision_embed_dim))
-
-    def forward(self, x_BCHW: Tensor, chance: torch.Generator, restyle: float) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, D], and logits [B, K] of its classes."""
-        f_BD = mixed(self.clip.vision_model.trunk, x_BCHW, chance, restyle)
-        logits_BK = JudgeSize.scale * f_BD @ functional.normalize(self.classes, dim=-1).T
-        return functional.normalize(self.clip.visual_projection(f_BD).float(), dim=-1), logits_BK
-
-
-def build(config: VisionConfig, first: Any) -> Any:
+def build(config: VisionConfig, first: Any, classes: int) -> Any:
     """The text side of `first` with an untrained image tower; only that, its projection and the scale will learn."""
     register()
     torch.manual_seed(config.seed)
     side = first.config.vision_config.image_size
-    tower, text = Tower(TowerConfig(config.widths, config.blocks, side)), CLIPTextModel(first.config.text_config)
+    tower, text = (
+        Tower(TowerConfig(config.widths, config.blocks, classes, side)),
+        CLIPTextModel(first.config.text_config),
+    )
     whole = VisionTextDualEncoderConfig.from_vision_text_configs(
         tower.config, text.config, projection_dim=first.config.projection_dim
     )
@@ -117,23 +123,35 @@ def build(config: VisionConfig, first: Any) -> Any:
     return model
 
 
-def objective(
-    pupil: Pupil, x_BCHW: Tensor, words: Words, chance: torch.Generator, *, restyle: float
-) -> tuple[Tensor, str]:
-    """The loss above: first the labelled pictures, then those with captions, in mixed styles."""
+def learn(model: Any, x_BCHW: Tensor, words: Words, chance: torch.Generator, *, restyle: float) -> tuple[Tensor, str]:
+    """The loss above, of features alone and in mixed styles: first the labelled pictures, then those with captions."""
+    tower, named = model.vision_model, len(words.labels_B)
     with quick():
-        u_BD, own_BK = pupil(x_BCHW, chance, restyle)
-    named = len(words.labels_B)
-    scale = pupil.clip.logit_scale.exp().clamp(max=100)
+        f_BD = mixed(tower.trunk, x_BCHW, chance, restyle)
+        u_BD = functional.linear(f_BD, model.visual_projection.weight[:, : f_BD.shape[1]])
+        own_BK = tower.logits(f_BD[:named])
+    apart = functional.cross_entropy(own_BK.float(), words.labels_B, label_smoothing=_SMOOTHING)
+    loss, said = _said(model, u_BD, words)
+    return loss + apart, f"classes {apart.item():.2f}, {said}"
+
+
+def read(model: Any, x_BCHW: Tensor, words: Words) -> tuple[Tensor, str]:
+    """The loss above without the classes', of all that the finished tower tells."""
+    with torch.no_grad(), quick():
+        seen_BE = model.vision_model(pixel_values=x_BCHW).pooler_output
+    return _said(model, model.visual_projection(seen_BE.float()), words)
+
+
+def _said(model: Any, u_BD: Tensor, words: Words) -> tuple[Tensor, str]:
+    """Names and captions: the parts of the loss that are about words."""
+    u_BD, named = functional.normalize(u_BD.float(), dim=-1), len(words.labels_B)
+    scale = model.logit_scale.exp().clamp(max=100)
     logits_BK = scale * u_BD[:named] @ words.names_KD.T
-    naming, telling_apart = (
-        functional.cross_entropy(logits.float(), words.labels_B, label_smoothing=0.1)
-        for logits in (logits_BK, own_BK[:named])
-    )
+    naming = functional.cross_entropy(logits_BK, words.labels_B, label_smoothing=_SMOOTHING)
     telling = clip.contrast(scale * u_BD[named:] @ words.captions_BD.T, words.same_BB)
     hit = (logits_BK.argmax(1) == words.labels_B).float().mean()
-    parts = " + ".join(f"{part.item():.2f}" for part in (naming, telling_apart, telling))
-    return naming + telling_apart + telling, f"loss {parts}, top-1 {hit:.2f} of {len(words.names_KD)}"
+    said = f"names {naming.item():.2f}, captions {telling.item():.2f}, top-1 {hit:.2f} of {len(words.names_KD)}"
+    return naming + telling, said
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config={**small, "image_size": 16, "patch_size": 8}))
     clip.save_pretrained(root / "clip")
     tokenizer.save_pretrained(root / "clip")
-    second = vision.build(vision.VisionConfig(widths=(8, 16)), clip)
+    second = vision.build(vision.VisionConfig(widths=(8, 16)), clip, classes=3)
     second.save_pretrained(root / "tower")
     tokenizer.save_pretrained(root / "tower")
     Dinov2Model(Dinov2Config(**small, image_size=14, patch_size=7)).save_pretrained(root / "dino")

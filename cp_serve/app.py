@@ -30,8 +30,8 @@ _HEALTH_SECONDS = 2.0
 _LOOK_SECONDS, _UPSCALE_SECONDS = 15.0, 5.0
 """Over what the load is averaged, and how long it must be too much. Serve's own 30 seconds each would fill the queue
 before a new replica is even begun."""
-_HOOK_SECONDS = 3600.0
-"""For which MLflow is waited for at the start."""
+_START_SECONDS = 3600.0
+"""For which MLflow and the store are waited for at the start."""
 log = logging.getLogger("palimpsest.http")
 
 
@@ -42,11 +42,10 @@ class Api:
     def __init__(self, settings: Settings, denoiser: DeploymentHandle) -> None:
         configure_logging(settings.log_format)
         configure_traces(settings.traces, NAME)
-        store = open_store(settings)
-        self.house = house = House(settings, Registry(settings, store), denoiser, store)
+        self.house = house = open_house(settings, denoiser)
         sweeps = {
             "submissions of concept images": lambda now: len(house.intake.expire(now)),
-            "pictures": house.pictures.expire,  # this asks the store for the signing key: here, not in a request
+            "pictures": house.pictures.expire,
             "answers": house.answers.expire,
         }
         sweep_forever(sweeps)
@@ -56,10 +55,21 @@ class Api:
         return build_app(self.house, echo=False)
 
 
+def open_house(settings: Settings, denoiser: Any) -> House:
+    """The house, with the key that it signs with: the store is asked for that here, and not in a request.
+
+    Serve gives a deployment up that failed three times to start, so an outage of the store is waited out.
+    """
+    store = open_store(settings)
+    house = House(settings, Registry(settings, store), denoiser, store)
+    outlast(lambda: house.signer, seconds=_START_SECONDS, say=log.warning)
+    return house
+
+
 def _hook_up(settings: Settings) -> None:
     """Set MLflow's webhook up, as soon as MLflow answers. Without it polling does."""
     try:
-        if outlast(lambda: ensure_webhook(settings), seconds=_HOOK_SECONDS, say=log.warning):
+        if outlast(lambda: ensure_webhook(settings), seconds=_START_SECONDS, say=log.warning):
             log.info("MLflow tells of moves at %s", settings.webhook_url)
     except PalimpsestError as error:
         log.warning("there is no webhook, so moves are seen by polling alone: %s", error.message)

@@ -4,7 +4,10 @@ With `PALIMPSEST_AUTH=tokens` every request but those of `_OPEN` needs `Authoriz
 asks `permit` for its lineage. Who may not even know of a lineage is answered as if there were none.
 """
 
+import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from typing import cast
 
@@ -15,7 +18,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cp_serve.answers import answer, body_of
 from cp_serve.house import House
-from cp_serve.routes.access import store_call
 from services.auth import ANYBODY, Person, Right
 from services.errors import ForbiddenError, NotFoundError, PalimpsestError, UnauthorizedError
 
@@ -23,6 +25,8 @@ _OPEN = re.compile(
     r"/|/docs|/openapi\.json|/healthz|/readyz|/static-offline-docs/.*|/v1/hooks/mlflow|/v1/pictures/[^/]*"
 )
 """Paths that say nothing of anybody, or whose requests are signed."""
+_DOOR = ThreadPoolExecutor(32, thread_name_prefix="door")
+"""Threads of their own: where the store hangs, its other calls must not hold up whom the door knows."""
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 SCHEME = HTTPBearer(auto_error=False, description="A token of `palimpsest invite`; where there is authentication.")
 """For the OpenAPI document; `Guard` is who looks."""
@@ -58,8 +62,8 @@ class Guard:
             raise UnauthorizedError(
                 "Say who you are: `Authorization: Bearer <token>`; the command takes PALIMPSEST_TOKEN."
             )
-        door = self.house.door
-        return await store_call(lambda: door.admit(token.strip()))
+        admit = partial(self.house.door.admit, token.strip())
+        return await asyncio.get_running_loop().run_in_executor(_DOOR, admit)
 
 
 def _refusal(error: PalimpsestError) -> ASGIApp:

@@ -5,8 +5,9 @@ replica died is simply asked of another one, until its deadline.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, P
 from cp_serve.traffic import Traffic
 from services.errors import BusyError, DeadlineError, PalimpsestError, UnavailableError, unexpected
 from services.telemetry import carried
+
+log = logging.getLogger("palimpsest.http")
 
 _DEAD = (
     RayActorError,
@@ -32,6 +35,9 @@ _PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 _GRACE = 1.0
 """Seconds past its deadline after which a request is given up on, whatever became of its replica."""
 _RETRY_SECONDS = 5
+_SLACK = 5.0
+"""Seconds after another replica's answer after which one that says nothing is taken for one that hangs."""
+_HINT_PATIENCE = 10.0
 
 _Request = TypeVar("_Request", DrawRequest, ClassifyRequest)
 
@@ -50,6 +56,7 @@ class Replicas:
 
     def __init__(self, handle: Any, traffic: Traffic, *, deadline_seconds: float) -> None:
         self._handle, self._traffic, self._deadline = handle, traffic, deadline_seconds
+        self._hints: set[asyncio.Task[list[Any]]] = set()  # asyncio itself keeps no task alive
         self._seconds: float = _RETRY_SECONDS  # that the last answered request took, its wait in all queues included
 
     async def draw(self, request: DrawRequest) -> Drawn:
@@ -79,22 +86,40 @@ class Replicas:
         return status
 
     async def everywhere(self, method: str, *arguments: object, patience: float) -> list[Any]:
-        """Call a method of every replica: what those answer that live.
+        """Call a method of every replica: what those answer that live, and do not hang.
 
         Raises:
             UnavailableError: none does.
             PalimpsestError: what one of them answered, or an unexpected one.
         """
+        due = time.monotonic() + patience
         try:
             with self._errors():
-                call = self._handle.broadcast(method, *arguments)
-                answers = await call.results_async(timeout_s=patience, return_exceptions=True)
+                async with asyncio.timeout(patience):
+                    calls = await self._calls(method, *arguments)
+                answers, silent = await _answers(calls, due)
         except TimeoutError:
             raise _none_left() from None
-        alive = [answer for answer in answers if not isinstance(answer, _DEAD)]
-        if not alive:
+        self._traffic.silent.set(silent)
+        if not answers:
             raise _none_left()
-        return [_expected(answer) for answer in alive]
+        return [_expected(answer) for answer in answers]
+
+    def hint(self) -> None:
+        """Tell every replica to look at the registry now, and wait for none: polling finds the same, a little later."""
+        told = asyncio.ensure_future(self.everywhere("hint", patience=_HINT_PATIENCE))
+        self._hints.add(told)
+        told.add_done_callback(self._hinted)
+
+    def _hinted(self, told: "asyncio.Task[list[Any]]") -> None:
+        self._hints.discard(told)
+        if not told.cancelled() and (error := told.exception()):
+            log.info("the replicas were not told to look at the registry: %s", error)
+
+    async def _calls(self, method: str, *arguments: object) -> list[Any]:
+        """One call for each replica. What Serve offers waits for all of them, and tells nothing if one is silent."""
+        calls: list[Any] = await self._handle.broadcast(method, *arguments)._fetch_replica_results_async()
+        return calls
 
     async def stream(self, request: DrawRequest) -> AsyncGenerator[Progress | Drawn, None]:
         """See `Denoiser.stream`. After a replica died it goes on where it was, with the version that it began with,
@@ -181,6 +206,23 @@ def _pinned(request: DrawRequest, model: str) -> DrawRequest:
     """The request for just the version that draws it, `L@number`."""
     number = model.partition("@")[2]
     return replace(request, version=number) if number else request
+
+
+async def _answers(calls: Sequence[Any], due: float) -> tuple[list[Any], int]:
+    """What replicas that live answer until `due` or soon after the first of them, and how many say nothing."""
+    waiting = {asyncio.ensure_future(call.get_async()) for call in calls}
+    answers: list[Any] = []
+    try:
+        while waiting and (left := due - time.monotonic()) > 0:
+            done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            found = await asyncio.gather(*done, return_exceptions=True)
+            answers += [answer for answer in found if not isinstance(answer, (*_DEAD, asyncio.CancelledError))]
+            if answers:
+                due = min(due, time.monotonic() + _SLACK)
+    finally:
+        for call in waiting:
+            call.cancel()
+    return answers, len(waiting)
 
 
 async def _within(due: float, call: Any) -> Any:

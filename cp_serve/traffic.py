@@ -25,6 +25,11 @@ class Traffic:
         self.retries = Counter(
             "palimpsest_http_retries", "Calls repeated because a replica had died.", registry=self._registry
         )
+        self.silent = Gauge(
+            "palimpsest_http_silent_replicas",
+            "Replicas that said nothing when all were last asked for something.",
+            registry=self._registry,
+        )
         self.hints = Counter(
             "palimpsest_http_hints", "Webhooks of the registry that were heeded.", registry=self._registry
         )

@@ -15,16 +15,16 @@ import hashlib
 import hmac
 import re
 import secrets
-import threading
 import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from services.errors import ForbiddenError, NotFoundError, UnauthorizedError, UnavailableError
+from services.errors import ForbiddenError, NotFoundError, UnauthorizedError
 from services.manifest import NAME, check_name
 from services.objects import ObjectStore
+from services.recall import Recall
 from services.settings import Settings
 
 PEOPLE, OWNERS = "people", "owners"
@@ -34,9 +34,6 @@ Right = Literal["generate", "owner"]
 
 _TOKEN = re.compile(rf"palimpsest_({NAME.pattern})_([A-Za-z0-9_-]{{43}})")
 _BYTES = 32
-_FRESH = 5.0  # seconds that what is known of a person counts as true
-_STALE = 3600.0  # seconds for which it stands in while the store does not answer
-_MOST = 10_000  # people remembered by one process
 _ADMIN = "admin"
 
 
@@ -167,7 +164,7 @@ class People:
 class Door:
     """Lets people in by their tokens. Safe to use from many threads.
 
-    What is known of a person is true for five seconds, and stands in for an hour while the store does not answer.
+    A change is in force within seconds while the store answers; else what was known stands in (`recall.py`).
 
     Args:
         people: everybody.
@@ -176,9 +173,7 @@ class Door:
     """
 
     def __init__(self, people: People, *, watch_token: str = "", clock: Callable[[], float] = time.monotonic) -> None:
-        self._people, self._watch, self._clock = people, watch_token.encode(), clock
-        self._lock = threading.Lock()
-        self._known: dict[str, tuple[float, Person | None]] = {}
+        self._watch, self._known = watch_token.encode(), Recall(people.find, clock=clock)
 
     def admit(self, token: str) -> Person:
         """The person whose token it is.
@@ -190,33 +185,14 @@ class Door:
         if self._watch and hmac.compare_digest(token.encode(), self._watch):
             return Person("", watches=True)
         found = _TOKEN.fullmatch(token)
-        person = self._look(found[1]) if found else None
+        person = self._known.get(found[1]) if found else None
         if person is None or _digest(token) not in person.digests:
             raise UnauthorizedError("The token is not valid (any more); `palimpsest invite` makes one.")
         return person
 
     def forget(self, name: str) -> None:
         """Look a person up anew next time."""
-        with self._lock:
-            self._known.pop(name, None)
-
-    def _look(self, name: str) -> Person | None:
-        now = self._clock()
-        with self._lock:
-            since, known = self._known.get(name, (-_STALE, None))
-        if now - since < _FRESH:
-            return known
-        try:
-            person = self._people.find(name)
-        except UnavailableError:
-            if now - since < _STALE:
-                return known
-            raise
-        with self._lock:
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            self._known[name] = now, person
-        return person
+        self._known.forget(name)
 
 
 def actor(settings: Settings, store: ObjectStore) -> str:

@@ -87,6 +87,10 @@ class ObjectStore(ABC):
         """Keys that start with `prefix`, sorted; end it with `/` to mean a folder."""
 
     @abstractmethod
+    def older(self, prefix: str, moment: float) -> Iterator[str]:
+        """As `list`, but only what was last written before a moment (seconds since 1970) of the store's own clock."""
+
+    @abstractmethod
     def delete(self, key: str) -> None:
         """Delete an object; nothing happens if there is none."""
 
@@ -182,6 +186,16 @@ class DirectoryStore(ObjectStore):
         with self._errors(prefix):
             keys = [path.relative_to(self._real).as_posix() for path in _files(start)]
         return iter(sorted(key for key in keys if key.startswith(prefix) and not key.startswith(f"{_TEMP}/")))
+
+    def older(self, prefix: str, moment: float) -> Iterator[str]:
+        """See `ObjectStore.older`."""
+        found = []
+        with self._errors(prefix):
+            for key in self.list(prefix):
+                with suppress(FileNotFoundError):
+                    if self._path(key).stat().st_mtime < moment:
+                        found.append(key)
+        return iter(found)
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""

@@ -161,7 +161,7 @@ class Moves(Catalogue):
         return cleared or not any(version.promoted for version in self.versions(lineage))
 
     def set_canary(self, lineage: str, number: int, percent: float, *, actor: str = "", reason: str = "") -> None:
-        """Send a share of the lineage's requests to a version.
+        """Send a share of the lineage's requests to a version. Another canary is ended first: the share is not its own.
 
         Raises:
             InputError: a share that is not between 0 and 100, both excluded.
@@ -171,10 +171,12 @@ class Moves(Catalogue):
         if not 0 < percent < 100:  # noqa: PLR2004
             raise InputError("canary_percent: more than 0 and less than 100.", param="canary_percent")
         self.manifest(lineage, number)
+        if self.aliases(lineage).get(CANARY) != number:
+            self.end_canary(lineage, actor=actor, reason=reason or f"version {number} is tried instead")
         before = self.canary(lineage)
         self._server.ask(self._client.set_registered_model_tag, lineage, PERCENT_TAG, f"{percent:g}")
         self._move(lineage, CANARY, number, Why(actor=actor, reason=reason))
-        if before and before.number == number and before.percent != percent:
+        if before and before.percent != percent:
             self._audit.append(
                 lineage,
                 alias=CANARY,

@@ -91,12 +91,20 @@ class S3Store(ObjectStore):
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `ObjectStore.list`."""
+        return iter(sorted(self._written(prefix)))
+
+    def older(self, prefix: str, moment: float) -> Iterator[str]:
+        """See `ObjectStore.older`."""
+        return iter(sorted(key for key, written in self._written(prefix).items() if written < moment))
+
+    def _written(self, prefix: str) -> dict[str, float]:
+        """Key -> when it was written, in no order: not every server sorts as S3 does."""
         start = self._prefix + check_prefix(prefix)
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
         with self._errors(prefix):
-            names = [str(entry["Key"]) for page in pages for entry in page.get("Contents", ())]
-        # Not every server sorts as S3 does; a name with a slash at its end is a folder's marker.
-        return iter(sorted(name.removeprefix(self._prefix) for name in names if not name.endswith("/")))
+            found = [(str(entry["Key"]), entry["LastModified"]) for page in pages for entry in page.get("Contents", ())]
+        # A name with a slash at its end is a folder's marker.
+        return {name.removeprefix(self._prefix): at.timestamp() for name, at in found if not name.endswith("/")}
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""

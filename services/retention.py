@@ -143,15 +143,18 @@ class Retention(Registry):
     def garbage(self, lineage: str, *, days: float) -> Garbage:
         """What may be deleted: branches that nothing points at and nothing happened to for so many days.
 
-        A version that has an alias, was made or moved to or from since then, or has such a descendant is kept.
+        A version that has an alias, was made or moved to or from since then, or has such a descendant is kept. Where
+        the first job was killed before it registered anything, the lineage is its runs alone.
 
         Raises:
-            NotFoundError: no such lineage.
+            NotFoundError: no such lineage, and no runs of one.
             InputError: a negative number of days.
         """
         if days < 0:
             raise InputError("days: give 0 or more.", param="days")
         since = datetime.now(UTC) - timedelta(days=days)
+        if not self._registered(lineage):
+            return Garbage((), (), self._orphans(lineage, since))
         history = self.history(lineage)
         return Garbage(
             find_abandoned(self.versions(lineage), history, since),
@@ -164,7 +167,7 @@ class Retention(Registry):
         """Delete garbage, as far as it still is; returns what was deleted.
 
         Raises:
-            NotFoundError: no such lineage.
+            NotFoundError: no such lineage, and no runs of one.
             UnavailableError: some files are still there: try again.
         """
         why = Why(actor=actor, reason=f"abandoned for {days:g} days")
@@ -184,10 +187,24 @@ class Retention(Registry):
     @contextmanager
     def _writing(self, lineage: str) -> Iterator[Lease]:
         """Be the lineage's one writer: nothing is deleted below a job."""
-        self.aliases(lineage)
+        self._registered(lineage)
         holder = f"{socket.gethostname()}:{os.getpid()} deleting"
         with lease(self._store, lineage, ttl=self._ttl, holder=holder, timeout=0) as writer:
             yield writer
+
+    def _registered(self, lineage: str) -> bool:
+        """Whether MLflow has the lineage's model, and not only an experiment with its runs.
+
+        Raises:
+            NotFoundError: it has neither.
+        """
+        try:
+            self.aliases(lineage)
+        except NotFoundError:
+            if self._runs_of(lineage) is None:
+                raise
+            return False
+        return True
 
     def _delete_all(self, lineage: str, numbers: Sequence[int], why: Why, writer: Lease) -> tuple[int, ...]:
         for number in numbers:
@@ -229,7 +246,7 @@ class Retention(Registry):
         found = self._search(f"run_id = '{entity.run_id}'")
         if [row.version for row in found if row.name == lineage] != [entity.version]:
             return False
-        experiment = self._server.ask(self._client.get_experiment_by_name, experiment_of(lineage))
+        experiment = self._runs_of(lineage)
         try:
             return experiment is not None and self._run(entity.run_id).info.experiment_id == experiment.experiment_id
         except NotFoundError:
@@ -283,7 +300,7 @@ class Retention(Registry):
 
     def _orphans(self, lineage: str, since: datetime) -> tuple[str, ...]:
         """Runs begun before `since` that wrote files, without a version."""
-        experiment = self._server.ask(self._client.get_experiment_by_name, experiment_of(lineage))
+        experiment = self._runs_of(lineage)
         if experiment is None:
             return ()
         prefix = f"{ARTIFACTS}/{experiment.experiment_id}/"
@@ -291,6 +308,10 @@ class Retention(Registry):
         wrote = {key[0] for key in keys if key[1:2] == ["artifacts"]}
         published = {entity.run_id for entity in self._search(f"name = '{lineage}'")}
         return tuple(run_id for run_id in sorted(wrote - published) if self._begun_before(run_id, since))
+
+    def _runs_of(self, lineage: str) -> Any:
+        """The experiment that has a lineage's runs; None: there never was one."""
+        return self._server.ask(self._client.get_experiment_by_name, experiment_of(lineage))
 
     def _begun_before(self, run_id: str, since: datetime) -> bool:
         try:

@@ -55,13 +55,15 @@ def copy_state(source: State, target: State) -> Copied:
     """Copy a registry and its store into empty ones; what was killed may be begun again.
 
     Raises:
-        ConflictError: there are lineages or other artifacts in the target.
+        ConflictError: there are lineages in the target, or objects in these folders that the source has not.
         RefusedError: the source's database is not of the schema of the MLflow that is installed.
         UnavailableError: a database or a store does not answer, or gave back other bytes than were written.
     """
     if schema_state(source.database) != "current":
         raise RefusedError("The registry's database is of another MLflow: `palimpsest upgrade` first.")
     check_vacant(target.database)  # before an object that was deleted there comes back
+    for folder in LASTING:
+        _check_nothing_else(source.store, target.store, folder)
     objects = sum(_copy_folder(source.store, target.store, folder) for folder in LASTING)
     rows = copy_database(source.database, target.database, address=_moved(source.store, target.store))
     return Copied(rows, objects)
@@ -114,6 +116,15 @@ def upgrade(settings: Settings) -> bool:
 def _check_down(settings: Settings) -> None:
     if answers(f"{settings.mlflow}/health"):
         raise ConflictError(f"MLflow runs at {settings.mlflow}: stop it first (`palimpsest down`).")
+
+
+def _check_nothing_else(source: ObjectStore, target: ObjectStore, folder: str) -> None:
+    """Refuse what would live on beside the copy: somebody's token or right, entries of another history."""
+    if others := sorted(set(target.list(folder)) - set(source.list(folder))):
+        raise ConflictError(
+            f"{target.root} has {len(others)} objects that are not of this copy, such as {others[0]}; "
+            "give an empty store."
+        )
 
 
 def _copy_folder(source: ObjectStore, target: ObjectStore, folder: str) -> int:

@@ -32,12 +32,13 @@ async def readyz(request: Request) -> dict[str, object]:
 
 @router.get("/metrics", response_class=Response, responses=_METRICS)
 async def metrics(request: Request) -> Response:
-    """What the HTTP server and every denoiser count; the server's alone while no denoiser answers."""
+    """What the HTTP server and every denoiser that answers count."""
     permit_watching(request)
     home = house(request)
-    pages: list[list[Metric]] = [list(home.traffic.collect())]
+    pages: list[list[Metric]] = []
     with suppress(UnavailableError):
-        pages += await home.replicas.everywhere("metrics", patience=_PATIENCE)
+        pages = await home.replicas.everywhere("metrics", patience=_PATIENCE)
+    pages.insert(0, list(home.traffic.collect()))
     registry = CollectorRegistry()
     registry.register(_Collected(merge(pages)))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
 from cp_serve.routes.access import house, registry_call
-from services.errors import PalimpsestError
+from services.errors import PalimpsestError, UnavailableError
 from services.manifest import NAME
 
 log = logging.getLogger("palimpsest.http")
@@ -26,7 +26,6 @@ router = APIRouter(prefix="/v1/hooks", tags=["hooks"])
 _UNAUTHORIZED, _NOT_FOUND = 401, 404
 _TOLERANCE = 300.0
 """Seconds that a delivery may be old: an older one is a replay."""
-_PATIENCE = 2.0
 
 
 @router.post("/mlflow", status_code=204, response_class=Response)
@@ -38,11 +37,13 @@ async def mlflow_hook(request: Request) -> Response:
     body = await request.body()
     if not signed(secret, request.headers.get, body, time.time()):
         raise HTTPException(_UNAUTHORIZED)
-    await home.replicas.everywhere("hint", patience=_PATIENCE)
+    home.replicas.hint()
     home.traffic.hints.inc()
     if told := told_of(body):
         try:
             await registry_call(lambda: home.registry.look_into(*told))
+        except UnavailableError:  # MLflow tells it again
+            raise
         except PalimpsestError as error:  # the hint was heeded
             log.warning("a move that MLflow told of was not looked into: %s", error.message)
     return Response(status_code=204)

@@ -1,6 +1,5 @@
 """`GET /v1/lineages/{L}` and `PUT /v1/lineages/{L}/live`."""
 
-from contextlib import suppress
 from dataclasses import asdict
 
 from fastapi import APIRouter, Request
@@ -8,14 +7,13 @@ from fastapi import APIRouter, Request
 from cp_serve.guard import permit
 from cp_serve.routes.access import Name, house, registry_call
 from cp_serve.schemas import Canary, Lineage, LiveRequest, LiveResponse, Version
-from services.errors import ConflictError, RefusedError, UnavailableError
+from services.errors import ConflictError, RefusedError
 from services.lineage import CANDIDATE, LIVE, Registry, VersionInfo
 from services.manifest import check_name
 
 router = APIRouter(prefix="/v1/lineages", tags=["lineages"])
 _PATIENCE = 60.0
 """Seconds that the replicas may take to load a version."""
-_HINT_PATIENCE = 1.0
 
 
 @router.get("/{lineage}")
@@ -31,15 +29,14 @@ async def get_lineage(lineage: Name, request: Request) -> Lineage:
 async def put_live(lineage: Name, body: LiveRequest, request: Request) -> LiveResponse:
     """Promote, roll back, or try a version on a share of the requests.
 
-    Every denoiser loads and verifies the version first, so that serving follows within seconds.
+    Every denoiser that answers loads and verifies the version first, so that serving follows within seconds.
     """
     check_name(lineage, "lineage")
     actor = permit(request, lineage, "owner").name
     home = house(request)
     await home.replicas.everywhere("load", lineage, body.version, patience=_PATIENCE)
     moved = await registry_call(lambda: _move(home.registry, lineage, body, actor))
-    with suppress(UnavailableError):  # it is moved, and polling finds that too
-        await home.replicas.everywhere("hint", patience=_HINT_PATIENCE)
+    home.replicas.hint()
     return moved
 
 

@@ -15,14 +15,14 @@ def copy(value: Any) -> Any:
 
 
 class Handle:
-    """Some object's handle.
+    """Some object's handle; `others` are replicas as well, which only broadcasts reach.
 
     Attributes:
         deaths: so many of the next calls find that their replica has died, a stream after its first item.
     """
 
-    def __init__(self, replica: Any) -> None:
-        self._replica, self.deaths = replica, 0
+    def __init__(self, replica: Any, *others: Any) -> None:
+        self._replica, self._all, self.deaths = replica, (replica, *others), 0
 
     def options(self, *, stream: bool) -> Self:
         assert stream
@@ -32,7 +32,7 @@ class Handle:
         return Method(self, getattr(self._replica, name), streams=name == "stream")
 
     def broadcast(self, name: str, *arguments: object) -> "Broadcast":
-        return Broadcast(getattr(self._replica, name), arguments)
+        return Broadcast([Call(getattr(replica, name), arguments) for replica in self._all])
 
     def dies(self) -> bool:
         self.deaths -= 1
@@ -90,15 +90,20 @@ class Stream:
 
 
 class Broadcast:
-    """Answers of all replicas, of which there is one."""
+    """Calls of all replicas, of which the answers come one by one."""
+
+    def __init__(self, calls: list["Call"]) -> None:
+        self._calls = calls
+
+    async def _fetch_replica_results_async(self) -> list["Call"]:
+        return self._calls
+
+
+class Call:
+    """A method of one replica, called with some arguments."""
 
     def __init__(self, method: Callable[..., Awaitable[object]], arguments: tuple[object, ...]) -> None:
         self._method, self._arguments = method, arguments
 
-    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[object]:
-        async with asyncio.timeout(timeout_s):
-            try:
-                return [copy(await self._method(*copy(self._arguments)))]
-            except Exception as error:
-                assert return_exceptions
-                return [error]
+    async def get_async(self) -> object:
+        return copy(await self._method(*copy(self._arguments)))

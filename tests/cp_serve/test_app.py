@@ -1,12 +1,15 @@
-"""How many replicas the settings ask Serve for."""
+"""How many replicas the settings ask Serve for, and a start while the store is away."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray.serve.config import AutoscalingConfig
 
-from cp_serve.app import application, scaling
+from cp_serve.app import application, open_house, scaling
 from cp_serve.scaling import IMAGES
+from services.errors import UnavailableError
+from services.objects import DirectoryStore
 from services.settings import Settings
 
 
@@ -41,3 +44,24 @@ def test_a_replica_that_is_let_go_may_finish(settings: Settings) -> None:
     for part in (graph, graph._bound_deployment.init_args[1]):
         config = part._bound_deployment._deployment_config
         assert config.graceful_shutdown_timeout_s > settings.deadline_seconds
+
+
+class Away(DirectoryStore):
+    """A store that does not answer the first few times."""
+
+    outages = 5
+
+    def exists(self, key: str) -> bool:
+        self.outages -= 1
+        if self.outages >= 0:
+            raise UnavailableError("The store is away.")
+        return super().exists(key)
+
+
+def test_a_first_start_waits_for_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve would give up after three failures, for good."""
+    monkeypatch.setattr("services.patience._LONGEST", 0.0)
+    monkeypatch.setattr("services.patience._FIRST", 0.0)
+    monkeypatch.setattr("cp_serve.app.open_store", lambda _: Away(tmp_path))
+    house = open_house(Settings(home=tmp_path), None)
+    assert house.signer.sign("links", "a") == open_house(Settings(home=tmp_path), None).signer.sign("links", "a")

@@ -1,7 +1,9 @@
 """The HTTP API with `PALIMPSEST_AUTH=tokens`: who is let in, and that nobody reaches another person's lineage."""
 
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from starlette.testclient import TestClient
 
 from cp_serve.guard import permit
 from cp_serve.http import House, build_app
+from cp_serve.routes import access
 from services.auth import People
 from services.jobs import JobInfo
 from services.objects import open_store
 from tests.cp_serve.conftest import Serving
+from tests.cp_serve.drawings import PATIENCE
 from tests.cp_serve.test_http import PATH, refused
 from tests.cp_serve.versions import publish
 
@@ -85,6 +89,21 @@ def test_nothing_of_anybodys_is_open(guarded: Guarded) -> None:
     assert all(
         operation["security"] == [{"HTTPBearer": []}] for m in document["paths"].values() for operation in m.values()
     )
+
+
+def test_calls_of_a_store_that_hangs_keep_nobody_out(guarded: Guarded) -> None:
+    done = threading.Event()
+    try:
+        for _ in range(64):
+            access._STORE.submit(done.wait, PATIENCE)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(guarded.ask, "dee", "GET", f"/v1/lineages/{guarded.mine}")
+            wait([asked], timeout=30)
+            let_in = asked.done()
+            done.set()
+            assert (let_in, asked.result().status_code) == (True, 200)
+    finally:
+        done.set()
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic abc", "Bearer palimpsest_ada_x", "Bearer \x00"])

@@ -1,10 +1,12 @@
 """Links to pictures, requests that are sent again, ids of requests, deadlines, webhooks, metrics, pages."""
 
+import asyncio
 import base64
 import json
 import logging
 import socket
 import time
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -13,12 +15,17 @@ from uuid import uuid4
 import pytest
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from prometheus_client.parser import text_string_to_metric_families
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+from starlette.testclient import TestClient
 
 from cp_serve.house import House
 from cp_serve.http import build_app
+from services.errors import UnavailableError
 from services.telemetry import JsonLines
 from tests.cp_serve.conftest import Serving, listening
 from tests.cp_serve.drawings import Gate
+from tests.cp_serve.handles import Handle
 from tests.cp_serve.test_http import PATH, PROMPT, SECRET, pictures, refused
 from tests.cp_serve.versions import publish
 
@@ -205,7 +212,17 @@ def test_a_webhook_is_heeded_if_mlflow_signed_it(serving: Serving) -> None:
     assert _metrics(serving)["palimpsest_http_hints_total"] == before + 1
 
 
-def test_an_overruled_move_that_a_webhook_tells_of_is_in_the_history(serving: Serving) -> None:
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_overruled_move_that_a_webhook_tells_of_is_in_the_history(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    """Also where no replica is there to be told of it."""
+
+    def gone(*_: object) -> None:
+        raise DeploymentUnavailableError(DeploymentID("denoiser"))
+
+    if not alive:
+        monkeypatch.setattr(serving.handle, "broadcast", gone)
     lineage = f"l{uuid4().hex[:8]}"
     for adapter in serving.adapters.values():
         publish(serving.registry, lineage, serving.denoiser.base, adapter)
@@ -216,8 +233,46 @@ def test_an_overruled_move_that_a_webhook_tells_of_is_in_the_history(serving: Se
     assert _deliver(serving, "hook-secret", sent=time.time(), timestamp=at.isoformat(), data=data) == 204
     found = serving.registry.history(lineage)[-1]
     assert (found.action, found.before, found.after) == ("overruled", 1, 2)
+    monkeypatch.undo()
     missing = data | {"name": "nobody-has-it"}
     assert _deliver(serving, "hook-secret", sent=time.time(), timestamp=at.isoformat(), data=missing) == 204
+
+
+def test_mlflow_is_asked_to_tell_a_move_again_that_could_not_be_looked_into(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise UnavailableError("away")
+
+    monkeypatch.setattr(serving.registry, "look_into", away)
+    data = {"name": "pets", "alias": "live", "version": "1"}
+    told = {"timestamp": datetime.now(UTC).isoformat(), "data": data}
+    assert _deliver(serving, "hook-secret", sent=time.time(), **told) == 503
+
+
+def test_a_replica_that_hangs_is_told_of_and_holds_up_neither_figures_nor_a_move(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging:
+        def __getattr__(self, _: str) -> Callable[..., Coroutine[None, None, object]]:
+            async def never(*_: object) -> object:
+                return await asyncio.Event().wait()
+
+            return never
+
+    monkeypatch.setattr("cp_serve.replicas._SLACK", 0.05)
+    lineage = f"l{uuid4().hex[:8]}"
+    for adapter in serving.adapters.values():
+        publish(serving.registry, lineage, serving.denoiser.base, adapter)
+    handle = Handle(serving.denoiser, Hanging())
+    home: House = serving.app.state.house
+    house = House(home.settings, home.registry, handle, home.store)
+    with TestClient(build_app(house)) as client:
+        text = client.get("/metrics").text
+        assert "palimpsest_steps_total" in text
+        assert "palimpsest_http_silent_replicas 1.0" in text
+        assert client.put(f"/v1/lineages/{lineage}/live", json={"version": 1}).json()["live"] == 1
+        serving.await_live(lineage, 1)
 
 
 def test_the_first_page_leads_on_and_runs_nothing(serving: Serving) -> None:

@@ -91,21 +91,23 @@ def test_a_link_that_was_changed_or_has_expired_leads_nowhere(store: ObjectStore
 
 
 def test_the_janitor_deletes_what_is_overdue_and_nothing_else(
-    store: ObjectStore, signer: Signer, answers: Answers
+    store: ObjectStore, signer: Signer, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short, kept = pictures(store, signer, seconds=10), pictures(store, signer)
     gone, stays = parts(short.keep(b"one", "png")), parts(kept.keep(b"two", "png"))
     store.put("pictures/somebody-elses", b"file")
     answers.claim("key", "request")
     answers.keep("key", "request", {"a": 1})
-    store.put(f"{FOLDER}/broken.json", b"{")
     now = time.time() + 60
+    monkeypatch.setattr(store, "get", None)  # it reads nothing
     sweep({"pictures": kept.expire, "answers": answers.expire}, now)
+    monkeypatch.undo()
     assert kept.open(*stays).data == b"two"
     with pytest.raises(NotFoundError):
         short.open(*gone)
     assert list(store.list(f"{FOLDER}/")) == [f"{FOLDER}/{signer.sign('idempotency', '', 'key')}.json"]
     assert set(store.list("pictures/")) == {f"pictures/{stays[0]}", "pictures/somebody-elses"}
+    store.put(f"{FOLDER}/broken.json", b"{")
     sweep({"answers": answers.expire}, now + DAY)
     assert list(store.list(f"{FOLDER}/")) == []
 

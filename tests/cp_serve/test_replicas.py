@@ -1,6 +1,7 @@
 """What the ingress does when a replica dies, is full or says no. The replica here is small; a real one is in e2e."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,7 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, RaySystemError
-from ray.serve.exceptions import BackPressureError
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.replica_result import ActorReplicaResult
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentBroadcastResponse
 
 from cp_serve.replicas import Replicas
 from cp_serve.requests import Drawn, DrawRequest, Progress, ReplicaDiedError
@@ -233,6 +237,97 @@ def test_what_a_replica_refuses_is_raised_and_never_asked_again() -> None:
             await replicas.everywhere("load", "pets", 1, patience=PATIENCE)
 
     with_replica(use)
+
+
+class Hanging:
+    """A replica that answers nothing."""
+
+    def __init__(self) -> None:
+        self.asked = self.left = 0
+
+    async def load(self, *_: object) -> None:
+        self.asked += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left += 1
+
+    hint = load
+
+
+def test_one_replica_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cp_serve.replicas._SLACK", 0.05)
+
+    async def use() -> None:
+        hanging, traffic = Hanging(), Traffic()
+        replicas = Replicas(Handle(hanging, Replica(), Replica()), traffic, deadline_seconds=PATIENCE)
+        assert await replicas.everywhere("load", "pets", 1, patience=10 * PATIENCE) == [None, None]
+        assert _silent(traffic) == 1
+        while not hanging.left:  # nobody waits for it any more
+            await asyncio.sleep(0)
+        replicas = Replicas(Handle(hanging), traffic, deadline_seconds=PATIENCE)
+        with pytest.raises(UnavailableError, match="restarting"):
+            await replicas.everywhere("load", "pets", 1, patience=0.05)
+        assert _silent(traffic) == 1
+        replicas = Replicas(Handle(Replica()), traffic, deadline_seconds=PATIENCE)
+        assert await replicas.everywhere("load", "pets", 1, patience=PATIENCE) == [None]
+        assert _silent(traffic) == 0
+
+    asyncio.run(asyncio.wait_for(use(), PATIENCE))
+
+
+def test_ray_has_what_calls_of_all_replicas_stand_on() -> None:
+    """Its public call waits for every replica, so `Replicas` asks for the calls themselves."""
+    assert inspect.iscoroutinefunction(DeploymentBroadcastResponse._fetch_replica_results_async)
+    assert inspect.iscoroutinefunction(ActorReplicaResult.get_async)
+
+
+def test_a_replica_that_died_does_not_set_the_pace_for_one_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cp_serve.replicas._SLACK", 0.0)
+
+    class Dead:
+        async def load(self, *_: object) -> None:
+            raise ActorUnavailableError("gone", b"\0" * 16)
+
+    class Slow:
+        async def load(self, *_: object) -> str:
+            await asyncio.sleep(0.2)
+            return "loaded"
+
+    async def use() -> None:
+        replicas = Replicas(Handle(Dead(), Slow()), Traffic(), deadline_seconds=PATIENCE)
+        assert await replicas.everywhere("load", patience=PATIENCE) == ["loaded"]
+
+    asyncio.run(asyncio.wait_for(use(), PATIENCE))
+
+
+def test_a_hint_reaches_all_and_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hinted:
+        hints = 0
+
+        async def hint(self) -> None:
+            self.hints += 1
+
+    class Gone(Handle):
+        def broadcast(self, *_: object) -> Any:
+            raise DeploymentUnavailableError(DeploymentID("denoiser"))
+
+    async def use() -> None:
+        hanging, hinted = Hanging(), Hinted()
+        Replicas(Handle(hanging, hinted), Traffic(), deadline_seconds=PATIENCE).hint()
+        while not (hanging.asked and hinted.hints):
+            await asyncio.sleep(0)
+        nobody = Replicas(Gone(None), Traffic(), deadline_seconds=PATIENCE)
+        nobody.hint()
+        while nobody._hints:
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(use(), PATIENCE))
+
+
+def _silent(traffic: Traffic) -> float:
+    samples = (sample for family in traffic.collect() for sample in family.samples)
+    return next(sample.value for sample in samples if sample.name == "palimpsest_http_silent_replicas")
 
 
 def test_a_replica_whose_threads_died_is_as_one_that_died() -> None:

@@ -63,3 +63,14 @@ def test_figures_of_every_process_are_in_one_place(house: House) -> None:
     text = requests.get(f"{house.settings.api}/metrics", timeout=PATIENCE).text
     assert "palimpsest_http_requests_total" in text
     assert "palimpsest_steps_total" in text
+
+
+def test_of_a_replica_that_hangs_it_is_said(house: House) -> None:
+    (replica,) = house.denoisers()
+    replica.suspend()
+    try:
+        text = requests.get(f"{house.settings.api}/metrics", timeout=PATIENCE).text
+        assert "palimpsest_http_silent_replicas 1.0" in text
+    finally:
+        replica.resume()
+    wait_until(lambda: "palimpsest_steps_total" in requests.get(f"{house.settings.api}/metrics", timeout=PATIENCE).text)

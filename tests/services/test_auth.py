@@ -151,6 +151,7 @@ def test_a_change_is_seen_within_seconds_and_an_outage_is_waited_out(tmp_path: P
     with pytest.raises(UnavailableError):
         door.admit(token)
     store.down = False
+    clock.now += 6
     people.dismiss("ada")
     with pytest.raises(UnauthorizedError):
         door.admit(token)

@@ -1,6 +1,7 @@
 """Who moved which alias: through us, in MLflow itself, at once; and taking it back."""
 
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ import pytest
 import requests
 
 from services.audit import UNKNOWN, AuditLog, Entry
-from services.canary import CANARY
+from services.canary import CANARY, Canary, canary_of
 from services.errors import ConflictError, NotFoundError, RefusedError
 from services.lineage import CANDIDATE, LIVE, Registry, Verdict, VersionInfo
 from services.moves import FOUND
@@ -143,6 +144,27 @@ def test_a_canarys_other_share_is_written_down(registry: Registry, lineage: str,
         registry.set_canary(lineage, 2, percent, actor="ada")
     told = [(entry.before, entry.after, entry.reason) for entry in registry.history(lineage) if entry.alias == CANARY]
     assert told == [(None, 2, ""), (2, 2, "share 5% -> 10%")]
+
+
+def test_one_canarys_share_is_never_anothers(
+    registry: Registry, lineage: str, chain: list[VersionInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever moment a replica looks at, and wherever it was broken off."""
+    registry.set_canary(lineage, 1, 5)
+    seen = []
+    for method in ("set_registered_model_tag", "set_registered_model_alias", "delete_registered_model_alias"):
+        honest = getattr(registry._client, method)
+
+        def watched(*args: str, honest: Callable[..., None] = honest) -> None:
+            honest(*args)
+            model = registry._client.get_registered_model(lineage)
+            seen.append(canary_of({name: int(number) for name, number in model.aliases.items()}, model.tags))
+
+        monkeypatch.setattr(registry._client, method, watched)
+    registry.set_canary(lineage, 2, 50, actor="ada", reason="sharper")
+    assert set(seen) == {None, Canary(2, 50)}
+    told = [(entry.before, entry.after, entry.actor) for entry in registry.history(lineage) if entry.alias == CANARY]
+    assert told[1:] == [(1, None, "ada"), (None, 2, "ada")]
 
 
 def test_a_candidate_has_the_name_of_who_asked(registry: Registry, lineage: str) -> None:

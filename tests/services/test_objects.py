@@ -1,5 +1,6 @@
 """Both kinds of object store, on a real directory and a real S3 server; what S3 alone has, at the end."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from services.errors import InputError, NotFoundError, RefusedError, TooLargeError, UnavailableError
 from services.objects import ObjectStore, S3Store, check_key, open_store, open_store_at, read_folder
 from services.settings import Settings
+from tests.house import wait_until
 from tests.ports import free_ports
 from tests.proxy import Proxy
 from tests.s3 import S3Server
@@ -40,6 +42,18 @@ def test_an_object_is_what_was_put_last(store: ObjectStore) -> None:
     store.put("a/b", b"\0new")
     assert store.get("a/b") == b"\0new"
     assert store.exists("a/b")
+
+
+def test_what_was_not_written_for_long_is_told_apart(store: ObjectStore) -> None:
+    for key in ("a/old", "a/renewed", "b/other"):
+        store.put(key, b"old")
+    moment = time.time()
+    assert list(store.older("a/", moment - 3600)) == []
+    assert list(store.older("a/", moment + 3600)) == ["a/old", "a/renewed"]
+    wait_until(lambda: time.time() > moment + 2)  # S3 tells whole seconds
+    store.put("a/renewed", b"new")
+    assert list(store.older("a/", moment + 1)) == ["a/old"]
+    assert list(store.older("c/", moment)) == []
 
 
 def test_an_empty_object_is_an_object(store: ObjectStore) -> None:

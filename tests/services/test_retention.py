@@ -1,11 +1,8 @@
 """Deleting versions, forgetting concepts, and what may be collected."""
 
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
-from services.audit import UNKNOWN, Entry
+from services.audit import UNKNOWN
 from services.errors import BusyError, ConflictError, InputError, NotFoundError, RefusedError, UnavailableError
 from services.images import check_images
 from services.intake import Intake
@@ -13,7 +10,7 @@ from services.lease import lease
 from services.lineage import CANDIDATE, LIVE, Verdict, VersionInfo
 from services.manifest import MANIFEST_FILE
 from services.objects import DirectoryStore, ObjectStore
-from services.retention import Garbage, Retention, find_abandoned
+from services.retention import Garbage, Retention
 from services.settings import Settings
 from services.versions import DELETED_MARK
 from tests.lineages import BASE, LAYOUT, Mlflow, begin, fine, folder, make, numbers, publish
@@ -329,41 +326,36 @@ def test_files_of_a_version_that_never_was_are_collected(
     assert keeper.garbage(lineage, days=0) == NOTHING
 
 
-NOW = datetime(2026, 6, 1, tzinfo=UTC)
-
-
-def old(number: int, parent: int | None, *aliases: str, days: int = 100) -> VersionInfo:
-    plain = VersionInfo("l", number, parent, "", (), "", "", "", NOW, True, (), False, aliases)
-    return replace(plain, created=NOW - timedelta(days=days))
-
-
-def moved(before: int | None, after: int | None, *, days: int) -> Entry:
-    at = (NOW - timedelta(days=days)).isoformat()
-    return Entry(
-        number=1, at=at, action="move", alias=LIVE, before=before, after=after, actor="", reason="", via="person"
-    )
-
-
-@pytest.mark.parametrize(
-    ("versions", "history", "abandoned"),
-    [
-        ([], [], ()),
-        ([old(1, None), old(2, 1), old(3, 2, LIVE)], [], ()),
-        ([old(1, None), old(2, 1), old(3, 1, LIVE)], [], (2,)),
-        ([old(1, None), old(2, 1), old(3, 2), old(4, 1, LIVE)], [], (3, 2)),
-        ([old(1, None), old(2, 1), old(3, 2, CANDIDATE), old(4, 1, LIVE)], [], ()),
-        ([old(1, None), old(2, 1), old(3, 2, days=5), old(4, 1, LIVE)], [], ()),
-        ([old(1, None), old(2, 1), old(3, 2), old(4, 1, LIVE)], [moved(3, 4, days=5)], ()),
-        ([old(1, None), old(2, 1), old(3, 2), old(4, 1, LIVE)], [moved(2, 4, days=5)], (3,)),
-        ([old(1, None), old(2, 1), old(3, 2), old(4, 1, LIVE)], [moved(3, 4, days=50)], (3, 2)),
-        ([old(5, 4, LIVE), old(7, 6)], [], (7,)),
-        ([old(1, None)], [], (1,)),
-    ],
-)
-def test_what_counts_as_abandoned(
-    versions: list[VersionInfo], history: list[Entry], abandoned: tuple[int, ...]
+def test_what_a_lineages_first_job_left_is_collected_though_it_registered_nothing(
+    keeper: Retention, stack_store: ObjectStore, lineage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert find_abandoned(versions, history, NOW - timedelta(days=30)) == abandoned
+    class KilledError(Exception):
+        pass
+
+    def killed(_: str) -> None:
+        raise KilledError
+
+    with pytest.raises(NotFoundError, match="There is no lineage"):
+        keeper.garbage(lineage, days=0)
+    run_id = begin(keeper, lineage)
+    keeper.put_artifact(run_id, "samples/x.png", b"picture")
+    stack_store.put(f"training/{lineage}/{run_id}/checkpoint", b"half learned")
+    monkeypatch.setattr(keeper, "_make_lineage", killed)
+    manifest, files = make(lineage, run_id)
+    with pytest.raises(KilledError):
+        keeper.publish(
+            lineage, run_id, manifest, files, submission="s", verdict=Verdict(passed=True), job="j", check=fine
+        )
+    assert keeper.garbage(lineage, days=30) == NOTHING, "it is young"
+    garbage = keeper.garbage(lineage, days=0)
+    assert garbage == Garbage((), (), (run_id,))
+    with lease(stack_store, lineage, ttl=60, holder="job-7"), pytest.raises(BusyError, match="job-7"):
+        keeper.collect(lineage, garbage, days=0)
+    assert keeper.collect(lineage, garbage, days=0) == garbage
+    assert [key for key in stack_store.list("") if run_id in key] == []
+    assert keeper.garbage(lineage, days=0) == NOTHING
+    monkeypatch.undo()
+    assert publish(keeper, lineage).number == 1
 
 
 def test_a_damaged_log_stops_the_collection(keeper: Retention, stack_store: ObjectStore, lineage: str) -> None:

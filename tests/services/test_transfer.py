@@ -172,6 +172,20 @@ def test_a_target_that_has_something_else_is_refused(source: tuple[Settings, dic
         restore(there, tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    "key", ["mlflow/1/x", "audit/pets/000000009999.json", "people/eve/admin", "owners/people/eve/pets"]
+)
+def test_what_a_lost_database_left_does_not_live_on_beside_the_copy(
+    source: tuple[Settings, dict[str, Any]], tmp_path: Path, key: str
+) -> None:
+    """Else a person of then would have rights to the lineages of now, and a history more entries than moves."""
+    target = State.in_folder(tmp_path / "target")
+    target.store.put(key, b"of then")
+    with pytest.raises(ConflictError, match=f"not of this copy, such as {key}"):
+        copy_state(State.of(source[0]), target)
+    assert list(target.store.list("")) == [key]
+
+
 def test_the_schema_of_an_older_mlflow_is_upgraded_in_place(
     source: tuple[Settings, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from cp_train.evaluation.judge import JudgeSize, Trunk
 
 
-class TowerConfig(PreTrainedConfig):
+class TowerConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers has no types
     """Its shape, see `JudgeSize`, how many classes it has, and the side of its pictures."""
 
     model_type = "palimpsest-tower"
@@ -37,7 +37,7 @@ class TowerConfig(PreTrainedConfig):
         super().__init__(**others)
 
 
-class Tower(PreTrainedModel):
+class Tower(PreTrainedModel):  # type: ignore[misc]
     """Pictures [B, 3, H, W] in -1..1 to features and shares of the classes [B, D + K], its `pooler_output`."""
 
     config_class = TowerConfig

@@ -59,24 +59,24 @@ class Settings(BaseSettings):
         description="Image features that the gate compares by: `auto` (the base's own), or a CLIP's or DINO's name.",
     )
     gate_kv: float = Field(
-        1.0, ge=0, description="Relative change of the keys and values of an earlier concept's prompt, at most."
+        0.85, ge=0, description="Relative change of the keys and values of an earlier concept's prompt, at most."
     )
-    gate_mmd: float = Field(600.0, ge=0, description="Drift (MMD) of an earlier concept's pictures, at most.")
+    gate_mmd: float = Field(1700.0, ge=0, description="Drift (MMD) of an earlier concept's pictures, at most.")
     gate_similarity: float = Field(
-        0.9, ge=-1, le=1, description="Similarity of an earlier concept's pictures to those its parent draws, at least."
+        0.65, ge=-1, le=1, description="Similarity of an earlier concept's pictures to those its parent draws, at least."
     )
     gate_dc_drop: float = Field(
         0.5, ge=0, le=1, description="Share of an earlier concept's pictures that are not told apart any more, at most."
     )
     gate_base_kv: float = Field(
-        4.0, ge=0, description="Relative change of the keys and values of a generic prompt, at most."
+        0.6, ge=0, description="Relative change of the keys and values of a generic prompt, at most."
     )
-    gate_base_mmd: float = Field(6000.0, ge=0, description="Drift (MMD) of generic pictures, at most.")
+    gate_base_mmd: float = Field(1000.0, ge=0, description="Drift (MMD) of generic pictures, at most.")
     gate_base_similarity: float = Field(
-        0.2, ge=-1, le=1, description="Similarity of generic pictures to those its parent draws, at least."
+        0.8, ge=-1, le=1, description="Similarity of generic pictures to those its parent draws, at least."
     )
     gate_new_similarity: float = Field(
-        0.2, ge=-1, le=1, description="Similarity of the new concept's pictures to its own images, at least."
+        0.25, ge=-1, le=1, description="Similarity of the new concept's pictures to its own images, at least."
     )
     gate_new_loss: float = Field(
         1.1, ge=0, description="Denoising error of the new concept's images, as a share of its parent's, at most."

@@ -1,4 +1,4 @@
-"""Training speed, in one run: `python -m cp_train.bench -o DIR` writes `DIR/results.json`.
+"""Training speed, in one run: `python -m cp_train.bench -o DIR` writes `DIR/results.json` and `DIR/report.md`.
 
 What is compared takes turns, step by step, so that a busy moment of the machine falls on all alike; a ratio is the
 median over the turns, and its spread is told. A method's own work of once per task (teachers' answers of DSC, protected
@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from cp_train.bench_report import report
 from cp_train.data import to_pixels
 from cp_train.denoise import LoopConfig
 from cp_train.diffusers_loop import DiffusersLoop
+from cp_train.files import write_whole
 from cp_train.methods import DEFAULT, find_method
 from cp_train.phase import Shard
 from cp_train.plan import LearningConfig, Plan
@@ -32,6 +34,7 @@ from services import machine
 from services.adapter import Adapter, TrainingState, new_adapter
 from services.arguments import Parser
 from services.base_model import BaseModel, load_base, use_threads
+from services.documents import check_publishable, publish_part
 from services.errors import InputError, PalimpsestError
 from services.manifest import Concept
 
@@ -175,14 +178,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit code."""
     parser = Parser("python -m cp_train.bench", description="Measure training speed.")
     add = parser.add_argument
-    add("-o", "--output", type=Path, required=True, help="folder for results.json")
+    add("-o", "--output", type=Path, required=True, help="folder for results.json and report.md")
     add("--base", default="embedded", help="embedded, a directory, or a hub id (default: %(default)s)")
     add("--rounds", type=int, default=30, help="turns of the comparison of steps (default: %(default)s)")
     add("--steps", type=int, default=LoopConfig.steps, help="steps of the compared jobs (default: %(default)s)")
     add("--precision", default=LoopConfig.precision, help="of our training (default: %(default)s)")
     add("--threads", type=int, default=0, help="CPU threads; 0: all cores (default: %(default)s)")
+    add("--publish", type=Path, metavar="FILE", help="also put the report into this document")
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        results = _measure(parser.parse_args(arguments))
+        options = parser.parse_args(words)
+        if options.publish:
+            check_publishable(options.publish)
+        results = _measure(options)
+        told = report(results, ["python", "-m", "cp_train.bench", *words])
+        write_whole(options.output / "report.md", told)
+        if options.publish:
+            publish_part(options.output / "report.md", options.publish, "training")
     except PalimpsestError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1

@@ -171,7 +171,7 @@ class Moves(Catalogue):
         if not 0 < percent < 100:  # noqa: PLR2004
             raise InputError("canary_percent: more than 0 and less than 100.", param="canary_percent")
         self.manifest(lineage, number)
-        if self.aliases(lineage).get(CANARY) != number:
+        if self.aliases(lineage).get(CANARY) not in (None, number):
             self.end_canary(lineage, actor=actor, reason=reason or f"version {number} is tried instead")
         before = self.canary(lineage)
         self._server.ask(self._client.set_registered_model_tag, lineage, PERCENT_TAG, f"{percent:g}")

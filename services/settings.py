@@ -63,7 +63,10 @@ class Settings(BaseSettings):
     )
     gate_mmd: float = Field(1700.0, ge=0, description="Drift (MMD) of an earlier concept's pictures, at most.")
     gate_similarity: float = Field(
-        0.65, ge=-1, le=1, description="Similarity of an earlier concept's pictures to those its parent draws, at least."
+        0.65,
+        ge=-1,
+        le=1,
+        description="Similarity of an earlier concept's pictures to those its parent draws, at least.",
     )
     gate_dc_drop: float = Field(
         0.5, ge=0, le=1, description="Share of an earlier concept's pictures that are not told apart any more, at most."

@@ -251,6 +251,7 @@ def test_a_canary_that_cannot_be_ended_now_draws_nothing_and_is_ended_later(
     rooms.registry.set_canary(rooms.lineage, 2, 50)
     rooms.look()
     assert 2 in [rooms.follower.rollout.pick(rooms.lineage) for _ in range(2)]
+    rooms.registry.end_canary(rooms.lineage)
     with monkeypatch.context() as outage:
         outage.setattr(Registry, "end_canary", away)  # for the package's own replica, too: it would end it at once
         rooms.registry.set_canary(rooms.lineage, 3, 50)

@@ -23,9 +23,23 @@ def test_it_writes_every_figure_that_is_promised(tiny_base: BaseModel, tmp_path:
         assert found[name] > 0
     assert set(found["step_seconds"]) == {"plain", "ewc_dc", "kv", "dsc", "bfloat16"}
     assert found["environment"]["steps"] == 2
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert f"python -m cp_train.bench -o {tmp_path}" in text
+    assert (
+        text.count("| at most ") + text.count("| at least ")
+        == text.count("| met |") + text.count("| **not met** |")
+        == 4
+    )
+    document = tmp_path / "docs.md"
+    document.write_text("<!-- serving -->\n\nkept\n\n<!-- end of serving -->\n", "utf-8")
+    assert main([*flags, "--publish", str(document)]) == 0
+    assert "kept" in document.read_text("utf-8")
+    assert "# Training" in document.read_text("utf-8")
 
 
-@pytest.mark.parametrize("flags", [["--rounds", "0"], ["--steps", "1"], ["--precision", "half"], ["--base", "nowhere"]])
+@pytest.mark.parametrize(
+    "flags", [["--rounds", "0"], ["--steps", "1"], ["--precision", "half"], ["--base", "nowhere"], ["--publish", "x"]]
+)
 def test_a_flag_that_cannot_work_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str]
 ) -> None:

@@ -139,8 +139,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def private_home(**choices: Any) -> Iterator[Settings]:
     """Settings of a house in a folder of its own, which is removed after the body of the `with`.
 
-    One thread for each worker and replica: they share the machine with other tests, and threads wait for each other. The
-    gate does not ask how a new concept is drawn: jobs of 24 steps are there to be carried out.
+    One thread for each worker and replica: they share the machine with other tests, and threads wait for each other.
+    The gate does not ask how a new concept is drawn: jobs of 24 steps are there to be carried out.
     """
     http, mlflow, ray, dashboard = free_ports(4)
     with tempfile.TemporaryDirectory(prefix="p", ignore_cleanup_errors=True) as home:

@@ -5,6 +5,9 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cp_train.benchmark.tables import markdown
+from services import machine
+
 _Aim = tuple[str, str, Callable[[float, float], bool], float]
 _AIMS: Mapping[str, _Aim] = {
     "step_ratio_ewc_dc": ("a step of `ewc_dc`, in plain ones", "at most", operator.le, 1.1),
@@ -34,9 +37,10 @@ def report(results: Mapping[str, Any], command: Sequence[str]) -> str:
     judged = [_judged(name, aim, results) for name, aim in _AIMS.items()]
     seconds = [[f"a step, {name}", f"{found['median']:.3f}"] for name, found in steps.items()]
     seconds += [[f"the job: {name}", f"{value:.1f}"] for name, value in results["job_seconds"].items()]
-    parts = ["# Training", f"`{shlex.join(command)}`. {_machine(told)}", what]
-    parts += [_table(["figure", "measured", "aim", ""], judged), _table(["", "seconds"], seconds)]
-    return "\n\n".join(parts) + "\n"
+    load = (told[f"load_average_{when}"][0] for when in ("before", "after"))
+    parts = ["# Training", f"`{shlex.join(command)}`. {machine.sentence(told, *load)}.", what]
+    parts += [markdown(["figure", "measured", "aim", ""], judged), markdown(["", "seconds"], seconds)]
+    return "\n\n".join(parts)
 
 
 def _judged(name: str, aim: _Aim, results: Mapping[str, Any]) -> list[str]:
@@ -44,15 +48,3 @@ def _judged(name: str, aim: _Aim, results: Mapping[str, Any]) -> list[str]:
     value, spread = results[name], results.get(f"{name}_spread")
     around = f" ({spread['p10']:.2f}–{spread['p90']:.2f})" if spread else ""
     return [title, f"{value:.2f}{around}", f"{word} {limit}", "met" if holds(value, limit) else "**not met**"]
-
-
-def _machine(told: Mapping[str, Any]) -> str:
-    libraries = ", ".join(f"{name} {told[name]}" for name in ("torch", "diffusers", "peft"))
-    before, after = (f"{told[f'load_average_{when}'][0]:.1f}" for when in ("before", "after"))
-    load = f"load {before} before and {after} after"
-    return f"{told['cpu']}, {told['threads']} threads, Python {told['python']}, {libraries}; {load}."
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

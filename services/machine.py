@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         **{name: version(name) for name in _LIBRARIES},
     }
+
+
+def sentence(told: Mapping[str, object], before: float, after: float) -> str:
+    """What `describe` told, and the load before and after, for people; without a full stop."""
+    libraries = ", ".join(f"{name} {told[name]}" for name in ("torch", "diffusers", "peft"))
+    load = f"load {before:.1f} before and {after:.1f} after"
+    return f"{told['cpu']}, {told['threads']} threads, Python {told['python']}, {libraries}; {load}"
 
 
 def revision() -> str:

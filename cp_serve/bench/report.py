@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from services import machine
+
 _AIMS: Mapping[str, tuple[str, Callable[[float, float], bool], float] | None] = {
     "throughput_vs_set_adapters": ("at least", operator.ge, 2.5),
     "throughput_vs_load_lora_weights": None,
@@ -53,11 +55,10 @@ def summary(results: Mapping[str, Any], command: Sequence[str]) -> str:
 
 def _machine(results: Mapping[str, Any]) -> str:
     told, others = results["machine"], results["others_cpu"]
-    libraries = ", ".join(f"{name} {told[name]}" for name in ("torch", "diffusers", "peft"))
-    before, after = (f"{results[when][0]:.1f}" for when in ("load_before", "load_after"))
-    state = f"load {before} before and {after} after; other processes took at most {others:.0%} of the CPU"
+    load = (results[when][0] for when in ("load_before", "load_after"))
+    state = f"{machine.sentence(told, *load)}; other processes took at most {others:.0%} of the CPU"
     warning = " **The machine was not idle: the figures are not to be relied on.**" if others > _BUSY else ""
-    return f"{told['cpu']}, {told['threads']} threads, Python {told['python']}, {libraries}; {state}.{warning}"
+    return f"{state}.{warning}"
 
 
 def _judged(results: Mapping[str, Any]) -> Callable[[str], list[str]]:

@@ -187,7 +187,6 @@ def _note(output: Path, words: Sequence[str]) -> None:
     path, line = output / COMMANDS, shlex.join(["python", "-m", "cp_train.benchmark", *words])
     known = path.read_text("utf-8").splitlines() if path.exists() else []
     if line not in known:
-        output.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join([*known, line]) + "\n", "utf-8")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import fsum
 
 from cp_train.benchmark.results import Result, Row, column
-from cp_train.benchmark.tables import common_runs, markdown, shown
+from cp_train.benchmark.tables import markdown, on_common_runs, shown
 from cp_train.evaluation.statistics import Interval, interval, over_runs, paired
 
 PAPERS = ("ewc_dc", "dsc", "dsc_ewc", "dsc_ewc_dc")
@@ -65,8 +65,7 @@ def better(rows: Sequence[Row], method: str, rival: str, figure: str) -> Claim:
 def halves(rows: Sequence[Row], method: str, figure: str) -> Claim:
     """At most half of what the best of the paper's methods has."""
     there = [name for name in PAPERS if column(rows, name, figure)]
-    fair = common_runs(rows, there)
-    compared = [row for row in rows if (row["order"], row["seed"]) in fair]
+    compared = on_common_runs(rows, there)
     known = {name: mean for name in there if (mean := over_runs(column(compared, name, figure)))}
     best = min(known, key=lambda name: known[name].mean, default=None)
     half = {run: value / 2 for run, value in column(rows, best, figure).items()} if best else {}

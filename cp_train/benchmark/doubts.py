@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from cp_train.benchmark import plots
 from cp_train.benchmark.examine import correct
 from cp_train.benchmark.results import Result, Row, column
-from cp_train.benchmark.tables import Figure, common_runs, differences, markdown, number, shown, signed
+from cp_train.benchmark.tables import Figure, differences, markdown, number, on_common_runs, shown, signed
 from cp_train.evaluation.statistics import Run, interval, over_runs, paired, units
 
 FACTORS = (
@@ -114,8 +114,7 @@ def _interaction(_results: Sequence[Result], rows: Sequence[Row], folder: Path) 
             "the penalties with and without DSC", "--setup six --methods finetune ewc ewc_dc dsc dsc_ewc_dc"
         )
     there = [name for _, *both in FACTORS for name in both if name in present]
-    common = common_runs(six, there)
-    _interaction_plot([row for row in six if (row["order"], row["seed"]) in common], folder / "interaction.png")
+    _interaction_plot(on_common_runs(six, there), folder / "interaction.png")
     return (
         "Each penalty alone and with DSC after it, on the runs that all of these have; parallel lines would be terms "
         "that add up, crossing ones terms that work against each other.\n\n"

@@ -216,7 +216,12 @@ def _costs(result: Result) -> Row:
     }
 
 
+def run_of(row: Row) -> Run:
+    """Order and seed: what rows that are compared with each other have in common."""
+    return row["order"], row["seed"]
+
+
 def column(rows: Sequence[Row], label: str, name: str) -> dict[Run, float]:
     """One figure of a contender's rows by (order, seed), of those that have it."""
-    found = {(row["order"], row["seed"]): row.get(name) for row in rows if row["method"] == label}
+    found = {run_of(row): row.get(name) for row in rows if row["method"] == label}
     return {run: float(value) for run, value in found.items() if value is not None}

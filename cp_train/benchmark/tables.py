@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cp_train.benchmark.results import Row, column
+from cp_train.benchmark.results import Row, column, run_of
 from cp_train.evaluation.statistics import Interval, Run, over_runs, paired
 
 
@@ -90,7 +90,7 @@ def compared(rows: Sequence[Row], figures: Sequence[Figure]) -> str:
 
     Means of different runs say as much about their concepts as about the methods.
     """
-    runs = {label: {_run(row) for row in rows if row["method"] == label} for label in labels(rows)}
+    runs = {label: {run_of(row) for row in rows if row["method"] == label} for label in labels(rows)}
     most, common = max(runs.values(), key=len, default=set()), common_runs(rows, list(runs))
     whole = means([row for row in rows if runs[row["method"]] == most], figures)
     if common == most:
@@ -99,18 +99,20 @@ def compared(rows: Sequence[Row], figures: Sequence[Figure]) -> str:
         return means(rows, figures)
     told = ", ".join(f"{order}/{seed}" for order, seed in sorted(common))
     return f"{whole}\nAll methods, on what all of them ran (order/seed {told}):\n\n" + means(
-        [row for row in rows if _run(row) in common], figures
+        on_common_runs(rows, list(runs)), figures
     )
 
 
 def common_runs(rows: Sequence[Row], among: Sequence[str]) -> set[Run]:
     """Orders and seeds that every one of these contenders ran."""
-    runs = [{_run(row) for row in rows if row["method"] == label} for label in among]
+    runs = [{run_of(row) for row in rows if row["method"] == label} for label in among]
     return set.intersection(*runs) if runs else set()
 
 
-def _run(row: Row) -> Run:
-    return row["order"], row["seed"]
+def on_common_runs(rows: Sequence[Row], among: Sequence[str]) -> list[Row]:
+    """The rows of those orders and seeds alone."""
+    common = common_runs(rows, among)
+    return [row for row in rows if run_of(row) in common]
 
 
 def differences(rows: Sequence[Row], figures: Sequence[Figure], reference: str) -> str:

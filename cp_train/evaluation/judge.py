@@ -84,7 +84,12 @@ class Network(Trunk):
 
     def logits(self, f_BD: Tensor) -> Tensor:
         """Logits [B, K] of normalised features."""
-        return self.scale * f_BD @ functional.normalize(self.classes, dim=-1).T
+        return cosine_logits(f_BD, self.classes, self.scale)
+
+
+def cosine_logits(f_BD: Tensor, classes_KD: Tensor, scale: float) -> Tensor:
+    """Logits [B, K] of normalised features by a cosine classifier."""
+    return scale * f_BD @ functional.normalize(classes_KD, dim=-1).T
 
 
 class Judge(nn.Module):

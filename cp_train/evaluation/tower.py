@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cp_train.evaluation.judge import JudgeSize, Trunk
+from cp_train.evaluation.judge import JudgeSize, Trunk, cosine_logits
 
 
 class TowerConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers has no types
@@ -59,7 +58,7 @@ class Tower(PreTrainedModel):  # type: ignore[misc]
 
     def logits(self, f_BD: Tensor) -> Tensor:
         """Of its classes, [B, K]."""
-        return JudgeSize.scale * f_BD @ functional.normalize(self.classes, dim=-1).T
+        return cosine_logits(f_BD, self.classes, JudgeSize.scale)
 
 
 def register() -> None:

@@ -25,21 +25,21 @@ WEIGHTS = {
 }
 
 
-CHECKPOINTS = {"judge": "judge-1"}
-"""Of stages that train more than one network: the last one's."""
+KILLED = [(stage, "judge-1" if stage == "judge" else stage) for stage in WEIGHTS] + [("vision", "reading")]
+"""Stages, and whose checkpoint it is: the last network's, or the last part's, where there are several."""
 
 
 class KilledError(Exception):
     """Stands for the signal that cannot be caught."""
 
 
-@pytest.mark.parametrize("stage", WEIGHTS)
-def test_a_killed_stage_continues_to_the_same_weights(stage, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("stage", "part"), KILLED)
+def test_a_killed_stage_continues_to_the_same_weights(stage, part, finished, tmp_path, monkeypatch):
     run = Run(tmp_path / "run", finished.recipe, finished.concepts)
     shutil.copytree(finished.out, run.out, ignore=shutil.ignore_patterns("checkpoints", "model", stage))
     steps, step = finished.recipe.unet.schedule.steps, Trainer._one
 
-    checkpoint = run.checkpoint(CHECKPOINTS.get(stage, stage))
+    checkpoint = run.checkpoint(part)
 
     def dies_before_the_last_step(trainer, loss):
         if trainer.step == steps - 1 and trainer.checkpoint == checkpoint:

@@ -91,9 +91,10 @@ class Trial:
 
     @classmethod
     def continued(cls, before: Self | None, canary: Canary) -> "Trial":
-        """The same trial if the version is the same, whatever its share is now, else a new one."""
-        same = before is not None and before.canary.number == canary.number
-        return cls(canary, before.requests, before.arms) if before and same else cls(canary)
+        """The same trial if version and share are; with another share its counts go on, but the turns are drawn anew."""
+        if before is None or before.canary.number != canary.number:
+            return cls(canary)
+        return before if before.canary == canary else cls(canary, before.requests, before.arms)
 
     def next(self) -> bool:
         """Whether the canary gets the next request."""

@@ -71,3 +71,11 @@ def test_another_share_continues_the_trial_and_another_version_begins_one() -> N
     assert Trial.continued(before, Canary(2, 50)).arms[1].failures == 1
     assert Trial.continued(before, Canary(3, 50)).arms[1].failures == 0
     assert Trial.continued(None, Canary(3, 50)).requests == 0
+
+
+def test_looking_again_changes_nobodys_turn() -> None:
+    trial, taken = Trial(Canary(2, 50)), 0
+    for _ in range(100):
+        taken += trial.next()
+        trial = Trial.continued(trial, Canary(2, 50))
+    assert taken == 50

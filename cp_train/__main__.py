@@ -5,8 +5,10 @@ Exit 0 and the outcome as JSON in the last line, or exit 1 with one line that sa
 
 import argparse
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -168,6 +170,18 @@ def _fields(given: dict[_Setting, Any], part: str) -> dict[str, Any]:
     return {setting.field: value for setting, value in given.items() if setting.part == part}
 
 
+def leave(code: int, seconds: float = 60.0) -> NoReturn:
+    """End the process with an exit code, whatever does not end with it.
+
+    What runs at exit (Ray lets go of its cluster there) may wait for a thread that never answers; then a job that has
+    published everything would count as running for ever, and `ray job submit` would wait with it.
+    """
+    end = threading.Timer(seconds, os._exit, (code,))
+    end.daemon = True
+    end.start()
+    sys.exit(code)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _stopped)
-    sys.exit(main())
+    leave(main())

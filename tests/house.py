@@ -112,7 +112,12 @@ def learning(lineage: str, concept: str) -> list[str]:
 
 def finished(process: "subprocess.Popen[str]") -> Job:
     """Wait for a job that `start_job` submitted."""
-    log, _ = process.communicate(timeout=PATIENCE)
+    try:
+        log, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        log, _ = process.communicate()
+        raise AssertionError(f"the job CLI did not end:\n{log}") from None
     return Job(process.returncode, log)
 
 

@@ -15,6 +15,7 @@ from services.lease import take_place
 from services.lineage import Verdict
 from services.objects import open_store
 from services.settings import get_settings
+from tests.house import PATIENCE
 from tests.ports import free_ports
 
 SAMPLES = Path(__file__).parents[2] / "infra" / "samples" / "fox"
@@ -209,3 +210,10 @@ def test_the_module_exits_with_that_code_and_line() -> None:
         "error: the following arguments are required: --concept, --noun, --images; see "
     )
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_process_ends_whatever_waits_at_its_exit(code: int) -> None:
+    hanging = "import atexit, threading; atexit.register(threading.Event().wait)"
+    script = f"{hanging}; from cp_train.__main__ import leave; leave({code}, seconds=0.1)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=PATIENCE, check=False).returncode == code

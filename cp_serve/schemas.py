@@ -31,7 +31,7 @@ class GenerationRequest(BaseModel):
         None, ge=0, lt=SEED_LIMIT, description="Image i is drawn from `seed + i`; drawn at random if left out."
     )
     steps: int = Field(25, ge=1, le=100)
-    guidance_scale: float = Field(5.0, ge=0, le=50, allow_inf_nan=False, description="At most 1: no guidance.")
+    guidance_scale: float = Field(3.0, ge=0, le=50, allow_inf_nan=False, description="At most 1: no guidance.")
     negative_prompt: str = Field("", max_length=1000, repr=False)
     sampler: str = Field("ddim", max_length=32)
     stream: bool = Field(False, description="Answer with server-sent events.")

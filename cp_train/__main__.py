@@ -43,6 +43,7 @@ class _Setting:
 
 _SETTINGS = (
     _Setting("--rank", "", "rank", "LoRA rank of a new lineage"),
+    _Setting("--crops", "", "crops", "random crops of each picture that are learned beside it, for photos"),
     _Setting("--steps", "loop", "steps", "training steps"),
     _Setting("--batch-size", "loop", "batch_size", "images a step"),
     _Setting("--lr", "loop", "lr", "learning rate of the LoRA"),

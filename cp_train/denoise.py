@@ -37,7 +37,7 @@ class LoopConfig:
         precision: of the U-Net's arithmetic while training, float32 or bfloat16 (autocast); weights are float32.
     """
 
-    steps: int = 200
+    steps: int = 400
     batch_size: int = 8
     lr: float = 1e-3
     token_lr: float = 5e-3

@@ -25,7 +25,7 @@ class LearningConfig:
         method: name of the method.
         weight: lambda of its penalty, other than kv's.
         rank: of a lineage's first version; later ones have their parent's.
-        crops: random crops of each image that are cached beside it.
+        crops: random crops of each image that are cached beside it; none for a base that draws its subjects whole.
         templates: of the training prompts; `{}` stands for the concept.
         loop, fisher, kv, dsc: see there.
     """
@@ -33,7 +33,7 @@ class LearningConfig:
     method: str
     weight: float = 0.0
     rank: int = 16
-    crops: int = 3
+    crops: int = 0
     templates: tuple[str, ...] = prompts.TEMPLATES
     loop: LoopConfig = field(default_factory=LoopConfig)
     fisher: FisherConfig = field(default_factory=FisherConfig)

@@ -14,7 +14,7 @@ from services.base_model import BaseModel
 from services.conditioning import condition
 
 STEPS = 20
-GUIDANCE = 5.0
+GUIDANCE = 3.0
 ROWS_AT_ONCE = 16
 
 

@@ -23,7 +23,7 @@ from cp_train.pretrain.progress import Progress
 from cp_train.pretrain.render import Pixels, on
 from cp_train.pretrain.splits import HELD_OUT_STYLES, JUDGE_HELD_OUT_STYLES, TRAIN_STYLES, Concept
 
-STEPS, GUIDANCE, SEEDS = 20, 4.0, 4
+STEPS, GUIDANCE, SEEDS = 20, 3.0, 4
 
 COMPOSED = (
     "a blue {0}",

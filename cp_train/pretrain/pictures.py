@@ -151,7 +151,7 @@ def provenance(pictures: Library) -> list[dict[str, str | int]]:
         mine = pictures.codes[pictures.styles == package.style]
         counts = Counter(trained=int(np.isin(mine, known).sum()), held_out=int(np.isin(mine, secret).sum()))
         scenery = len(mine) - counts.total()
-        use = "training; others: VAE and judge only"
+        use = f"training; others: VAE{' and judge' if package.style in JUDGE_STYLES else ''} only"
         if package.style in HELD_OUT_STYLES:
             use = "judge only" if package.style in JUDGE_STYLES else "measured against only"
         if package in PICTOGRAMS:

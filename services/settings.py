@@ -59,7 +59,7 @@ class Settings(BaseSettings):
         description="Image features that the gate compares by: `auto` (the base's own), or a CLIP's or DINO's name.",
     )
     gate_kv: float = Field(
-        0.85, ge=0, description="Relative change of the keys and values of an earlier concept's prompt, at most."
+        1.2, ge=0, description="Relative change of the keys and values of an earlier concept's prompt, at most."
     )
     gate_mmd: float = Field(1700.0, ge=0, description="Drift (MMD) of an earlier concept's pictures, at most.")
     gate_similarity: float = Field(
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         0.5, ge=0, le=1, description="Share of an earlier concept's pictures that are not told apart any more, at most."
     )
     gate_base_kv: float = Field(
-        0.6, ge=0, description="Relative change of the keys and values of a generic prompt, at most."
+        1.2, ge=0, description="Relative change of the keys and values of a generic prompt, at most."
     )
     gate_base_mmd: float = Field(1000.0, ge=0, description="Drift (MMD) of generic pictures, at most.")
     gate_base_similarity: float = Field(

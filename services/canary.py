@@ -91,7 +91,7 @@ class Trial:
 
     @classmethod
     def continued(cls, before: Self | None, canary: Canary) -> "Trial":
-        """The same trial if version and share are; with another share its counts go on, but the turns are drawn anew."""
+        """The same trial if version and share are; with another share its counts go on and turns are drawn anew."""
         if before is None or before.canary.number != canary.number:
             return cls(canary)
         return before if before.canary == canary else cls(canary, before.requests, before.arms)

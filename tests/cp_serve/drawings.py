@@ -14,12 +14,14 @@ from torch import Tensor
 from cp_serve.batch import Drawing, Unet
 from cp_serve.engine import Engine
 from cp_serve.samplers import SAMPLERS, sampler_table
+from cp_serve.schemas import GenerationRequest
 from services.adapter import Adapter
 from services.base_model import BaseModel
 from services.conditioning import condition
 from tests.bases import some_adapter
 
 PATIENCE = 300
+GUIDANCE: float = GenerationRequest.model_fields["guidance_scale"].default
 NEAR = 2
 """How far, of 255, a picture drawn in company may be from the same drawn alone."""
 
@@ -33,7 +35,7 @@ class Wish:
     adapter: Adapter | None = None
     seed: int = 0
     steps: int = 5
-    guidance: float = 5.0
+    guidance: float = GUIDANCE
     sampler: str = "ddim"
     person: str = ""
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from cp_train.benchmark.personalization import PROMPTS
 from cp_train.pretrain.artwork import LICENCES
-from cp_train.pretrain.evaluate import rows
-from cp_train.pretrain.splits import held_out, trained
+from cp_train.pretrain.evaluate import composed_prompts, rows
+from cp_train.pretrain.splits import held_out, part, trained
 
 _TEXT = """# Palimpsest's embedded base model
 
@@ -22,28 +22,32 @@ Prompts it understands: "a photo of a fish", "a cartoon of ...", "a sketch of ..
 ...", "... in green", "... on a red background", "... and ...". Colours: red, orange, yellow, green, blue, purple, pink,
 brown, and for grounds also grey and black.
 
+What it draws is one picture of each thing, and much the same from every seed: it was taught five to ten drawings of
+each. Colours, grounds and pairs are followed roughly, for a shape under a colour loses its inside (second picture).
+
 ## Held out
-{held} concepts are in no training picture of the base model in any style, and no picture in the styles `emojione` and
-`openmoji` trained it (`cp_train/pretrain/concepts.txt`, `splits.py`). Other code points that show a held-out thing once
-more are left out as well. The judge knows the held-out concepts, and has never seen `twemoji` and `openmoji`.
+{held} concepts are in no training picture of the base model in any style; other code points that show one of them once
+more are left out as well. Two styles, `emojione` and `openmoji`, trained nothing that draws or reads
+(`cp_train/pretrain/concepts.txt`, `splits.py`). The judge is another network with other data: it knows the held-out
+concepts, for it is asked about them, and the styles that it has never seen are `twemoji` and `openmoji`.
 
 ## Measured
 | figure | value |
 |---|---|
 {figures}
 
-`judge.twemoji` and `judge.openmoji` are the judge's top-1 on real drawings of styles that it has never seen, among the
-{asked} concepts that it is asked about (judged and held-out ones). `recognised` is its top-1 among the judged concepts
-on pictures of "a photo of ...", uncurated.
-`kid.generated` compares pictures of the judged concepts with real ones in the held-out styles, `kid.real` real ones in
-the styles that trained the model with the same (what the styles alone make). `vae_db` is the peak signal-to-noise ratio
-of the VAE's reconstructions, `seconds` are of one picture and of eight at once, of 20 steps, on two CPU cores.
-`retrieval` is CLIP's, of a drawing in a held-out style by its caption; a concept may be among the pairs in both styles,
-and either counts.
+Pictures are of {drawing[steps]} steps with guidance {drawing[guidance]:g}, times on two CPU cores. KID is on the
+judge's features, against real drawings of the judged things in the held-out styles; a concept may be among the pairs of
+retrieval in both of these, and either counts. That the judge picks the right name out of {judged} says that the right
+thing is drawn, not that it is drawn well: look.
 
-![judged concepts, {seeds} seeds each](judged.png)
+![judged concepts, {drawing[seeds]} seeds each](judged.png)
+
+Row by row, {drawing[seeds]} pictures each: {names}.
 
 ![how words combine](composed.png)
+
+Row by row, {drawing[seeds]} pictures each: {composed}.
 
 ## Taught something new
 Held-out things (of the `reporting` part, on which no setting was chosen), each learned from {references} pictures with
@@ -75,6 +79,25 @@ pictograms only the judge and CLIP's image tower. The licence of `@lobehub/fluen
 code points of others'.
 """
 
+_FIGURES: tuple[tuple[str, str, str], ...] = (
+    ("recognised", "pictures of judged things that the judge recognises", "{:.0%}"),
+    ("kid.generated", "KID of pictures of the judged things", "{:.3f}"),
+    ("kid.real", "KID of real drawings of them in the training styles", "{:.3f}"),
+    ("judge.twemoji", "judge: top-1 on `twemoji`'s real drawings", "{:.1%}"),
+    ("judge.openmoji", "judge: top-1 on `openmoji`'s", "{:.1%}"),
+    ("judge.concepts", "among so many names", "{}"),
+    ("retrieval.at_1", "CLIP: right caption first", "{:.1%}"),
+    ("retrieval.at_5", "CLIP: among the first five", "{:.1%}"),
+    ("retrieval.pairs", "of so many held-out pairs", "{}"),
+    ("vae_db.trained", "VAE: PSNR of drawings it was trained on, dB", "{:.1f}"),
+    ("vae_db.held_out_concepts", "VAE: of held-out things", "{:.1f}"),
+    ("vae_db.held_out_styles", "VAE: of held-out styles", "{:.1f}"),
+    ("seconds.batch_1", "seconds for one picture", "{:.2f}"),
+    ("seconds.batch_8", "seconds for eight at once", "{:.2f}"),
+    ("megabytes.all", "weights, MB", "{:.1f}"),
+    ("megabytes.judge", "of these the judge, MB", "{:.1f}"),
+)
+"""Of the metrics: name, what it is, format."""
 _LEARNED = ("likeness", "seconds", "in_blue", "blue_before", "method", "rank", "steps", "references")
 _COLUMNS = ("style", "package", "version", "licence", "author", "trained", "held_out", "scenery", "used")
 
@@ -87,7 +110,9 @@ def card(metrics: dict[str, Any], learned: dict[str, Any], provenance: list[dict
         learned: of `personalization.measure`.
         provenance: of `pictures.provenance`.
     """
-    figures = "\n".join(f"| {name} | {value:.3g} |" for name, value in rows(metrics))
+    known = dict(rows(metrics))
+    figures = "\n".join(f"| {what} | {shown.format(known[name])} |" for name, what, shown in _FIGURES if name in known)
+    judged = part("judged")
     sources = "\n".join(f"| {' | '.join(str(row.get(column, '')) for column in _COLUMNS)} |" for row in provenance)
     return _TEXT.format(
         trained=len(trained()),
@@ -95,8 +120,10 @@ def card(metrics: dict[str, Any], learned: dict[str, Any], provenance: list[dict
         figures=figures,
         sources=sources,
         licences="; ".join(f"{name}: <{address}>" for name, address in LICENCES.items()),
-        asked=metrics["judge"]["concepts"],
-        seeds=metrics["settings"]["seeds"],
+        drawing=metrics["settings"],
+        judged=len(judged),
+        names=", ".join(concept.noun for concept in judged),
+        composed=", ".join(f'"{prompt}"' for prompt in composed_prompts(judged)),
         concepts=len(learned["concepts"]),
         row=len(learned["finetune_in_a_row"]["learned"]),
         before=learned["finetune_in_a_row"]["learned"][0],

@@ -78,10 +78,14 @@ def generate(pipeline: Any, prompts: list[str], *, seed: int = 0, guidance: floa
 
 
 def composed(pipeline: Any, judged: tuple[Concept, ...]) -> list[Pixels]:
-    """Every prompt of COMPOSED for two pairs of concepts, the first and the last of the list."""
+    """SEEDS pictures of every composed prompt."""
+    return [picture for prompt in composed_prompts(judged) for picture in generate(pipeline, [prompt] * SEEDS)]
+
+
+def composed_prompts(judged: tuple[Concept, ...]) -> list[str]:
+    """Every prompt of COMPOSED for two pairs of concepts, the first and the last of the list and two inside."""
     pairs = ((judged[0], judged[-1]), (judged[len(judged) // 2], judged[len(judged) // 3]))
-    prompts = [text.format(one.noun, two.noun) for text in COMPOSED for one, two in pairs]
-    return [picture for prompt in prompts for picture in generate(pipeline, [prompt] * SEEDS)]
+    return [text.format(one.noun, two.noun) for text in COMPOSED for one, two in pairs]
 
 
 def recognised(network: judge.Judge, drawn: list[Pixels], judged: tuple[Concept, ...]) -> float:

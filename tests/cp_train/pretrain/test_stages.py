@@ -76,7 +76,7 @@ def test_the_card_has_figures_and_sources(finished):
     text = (finished.out / "model" / "README.md").read_text("utf-8")
     metrics = json.loads((finished.out / "model" / "metrics.json").read_text("utf-8"))
     assert {"recognised", "kid", "retrieval", "vae_db", "judge", "seconds"} <= set(metrics)
-    assert "| recognised |" in text
+    assert f"| pictures of judged things that the judge recognises | {metrics['recognised']:.0%} |" in text
     assert "| shapes | none |" in text
     assert metrics["megabytes"].keys() == {"all", "judge"}
     assert "OFL-1.1: <https://" in text

@@ -6,8 +6,9 @@ import torch
 
 from services.manifest import Concept
 
-TEMPLATES = ("a photo of a {}",)
-"""Ours; a setting. Each is used with the concept alone and with its class noun behind it."""
+TEMPLATES = ("a photo of a {}", "a {}", "a picture of a {}", "{}")
+"""Ours; a setting. Each is used with the concept alone and with its class noun behind it. Had it been learned by the
+first alone, other words would not draw it."""
 NO_NOUN = "object"
 """The pretrained concept c^0 of a concept that has no class noun."""
 

@@ -24,7 +24,7 @@ from services.base_model import BaseModel
 from services.conditioning import condition
 from services.manifest import Concept
 
-UNSEEN = ("a {}", "a {} on a pink background", "a good photo of a {}", "a 3d render of a {}")
+UNSEEN = ("a glossy picture of a {}", "a {} on a pink background", "a good photo of a {}", "a 3d render of a {}")
 """Prompts that no method trains on or protects (`cp_train/prompts.py`)."""
 GENERIC = (
     "a photo of a giraffe",
@@ -117,7 +117,7 @@ class Examiner:
         self, number: int, concept: Concept, model: Model, features: dict[str, Tensor], figures: dict[str, Any]
     ) -> Tensor:
         """Draw both cells of one concept, take in their features and agreement; returns the glimpses."""
-        said = concept_prompts(TEMPLATES, concept)
+        said = concept_prompts(TEMPLATES[:1], concept)
         trained_PSHWC = self._draw(said, range(self.how.pictures // len(said)), model)
         unseen = [template.format(f"<{concept.name}>") for template in UNSEEN]
         unseen_PSHWC = self._draw(unseen, range(self.how.pictures // len(unseen)), model)

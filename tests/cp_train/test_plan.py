@@ -61,9 +61,9 @@ def test_a_plan_can_be_sent_to_workers(tiny_base: BaseModel) -> None:
 def test_the_settings_are_one_level_of_plain_values() -> None:
     flat = LearningConfig(method="ewc").flat()
     assert flat["method"] == "ewc"
-    assert flat["loop.steps"] == 200
+    assert flat["loop.steps"] == 400
     assert flat["fisher.beta"] == 0.5
-    assert flat["templates"] == ["a photo of a {}"]
+    assert flat["templates"] == ["a photo of a {}", "a {}", "a picture of a {}", "{}"]
     assert json.loads(json.dumps(flat)) == flat
     assert not any(isinstance(value, dict) for value in flat.values())
 

@@ -29,7 +29,7 @@ _PRODUCT = (EWCDC, EWC, DSC, DSCEWC, DSCEWCDC, KV, EWCDCKV, DSCKV, DSCEWCDCKV, C
 _BENCHMARK = (CLoRA, CustomDiffusion, CustomDiffusionMerge, PerConceptLoRA, Joint, FinetuneVera, EWCVera, EWCDCVera)
 METHODS: dict[str, type[Method]] = {method.name: method for method in (*_PRODUCT, *_BENCHMARK)}
 PRODUCT = tuple(method.name for method in _PRODUCT)
-DEFAULT = EWCDC.name
+DEFAULT = EWCDCKV.name
 
 __all__ = ["DEFAULT", "METHODS", "PRODUCT", "Memory", "Method", "condition", "find_method", "product_method"]
 

@@ -12,9 +12,10 @@ from cp_train.methods.kv import KV
 
 
 class EWCDCKV(KV, EWCDC):
-    """EWC DC and kv."""
+    """EWC DC and kv: what kv protects need not be held in the weights, so lambda is smaller (docs/log.md)."""
 
     name = "ewc_dc_kv"
+    default_weight = 0.003
 
 
 class DSCKV(KV, DSC):

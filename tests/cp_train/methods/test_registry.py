@@ -4,7 +4,7 @@ import pytest
 
 from cp_train.methods import DEFAULT, METHODS, PRODUCT, find_method, product_method
 from cp_train.methods.base import Method
-from cp_train.methods.ewc_dc import EWCDC
+from cp_train.methods.composed import EWCDCKV
 from services.errors import InputError
 
 
@@ -20,9 +20,9 @@ def test_every_method_there_is_has_a_name_of_its_own_and_is_found_by_it() -> Non
         assert find_method(method.name) is method
 
 
-def test_the_default_is_ewc_with_classifier_scores() -> None:
-    assert find_method(DEFAULT) is EWCDC
-    assert product_method(DEFAULT) is EWCDC
+def test_the_default_is_ewc_with_classifier_scores_and_kv() -> None:
+    assert find_method(DEFAULT) is EWCDCKV
+    assert product_method(DEFAULT) is EWCDCKV
 
 
 def test_only_the_ewc_of_the_denoising_loss_stores_a_fisher_without_the_contrast() -> None:

@@ -110,7 +110,9 @@ def test_a_name_noun_or_base_that_cannot_be_taken_is_refused(
 
 def test_a_folder_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = refusal(capsys, images=str(tmp_path / "nowhere"))
-    assert found.startswith("'nowhere' cannot be read (No such file or directory): images come from a directory, ")
+    assert found.startswith(
+        f"'{tmp_path}/nowhere' cannot be read (No such file or directory): images come from a directory, "
+    )
 
 
 def test_a_folder_without_pictures_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cp_serve.answers import answer, body_of
 from cp_serve.house import House
 from services.auth import ANYBODY, Person, Right
-from services.errors import ForbiddenError, NotFoundError, PalimpsestError, UnauthorizedError
+from services.catalogue import no_lineage
+from services.errors import ForbiddenError, PalimpsestError, UnauthorizedError
 
 _OPEN = re.compile(
     r"/|/docs|/openapi\.json|/healthz|/readyz|/static-offline-docs/.*|/v1/hooks/mlflow|/v1/pictures/[^/]*"
@@ -86,7 +87,7 @@ def permit(request: Request, lineage: str, right: Right = "generate") -> Person:
     person = person_of(request)
     held = person.right(lineage)
     if held is None:
-        raise NotFoundError(f"There is no lineage `{lineage}`.", param="lineage")
+        raise no_lineage(lineage)
     if right == "owner" and held != "owner":
         raise ForbiddenError(f"Only an owner of `{lineage}` may do that.", param="lineage")
     return person

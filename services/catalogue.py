@@ -87,7 +87,7 @@ class Catalogue(Runs):
         try:
             model = self._server.ask(self._client.get_registered_model, check_name(lineage, "lineage"))
         except NotFoundError:
-            raise NotFoundError(f"There is no lineage `{lineage}`.", param="lineage") from None
+            raise no_lineage(lineage) from None
         self._server.expect(model.name == lineage)
         if not SCHEMA.items() <= model.tags.items():
             raise NotFoundError(f"`{lineage}` in MLflow is not a lineage of Palimpsest.", param="lineage")
@@ -123,10 +123,11 @@ class Catalogue(Runs):
                 return info.number
         known = f"1 to {versions[-1].number}" if versions else "none"
         named = [f"{alias} is {info.number}" for info in versions for alias in info.aliases]
-        raise NotFoundError(
-            f"Lineage `{lineage}` has no version {ref[:40]!r}; there are: {', '.join([known, *named])}.",
-            param="version",
-        )
+        there = f"there are: {', '.join([known, *named])}"
+        if ref == LIVE and versions:
+            mend = f"`palimpsest promote N --lineage {lineage}` makes one live"
+            raise NotFoundError(f"No version of `{lineage}` is live: {mend}; {there}.", param="version")
+        raise NotFoundError(f"Lineage `{lineage}` has no version {ref[:40]!r}; {there}.", param="version")
 
     def find_submission(self, lineage: str, submission: str) -> VersionInfo | None:
         """The version that a submission made, if it did; the oldest, should a lost answer have left two.
@@ -257,6 +258,12 @@ class Catalogue(Runs):
             return self._store.get(f"{folder}/{name}")
         except NotFoundError:
             raise RefusedError(f"{name} is missing from the version.") from None
+
+
+def no_lineage(lineage: str) -> NotFoundError:
+    """The error for a lineage that there is not, or that is not to be known of; it names no other."""
+    mend = "a first concept makes it, and `palimpsest lineages` lists those that you may draw with"
+    return NotFoundError(f"There is no lineage `{lineage}`: {mend}.", param="lineage")
 
 
 def _numbers(model: Any) -> dict[str, int]:

@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.arguments import Parser
+from services.arguments import DEFAULT_LINEAGE, Parser, lineage_flag
 from services.bar import Bar
 from services.client import Client
-from services.errors import NotFoundError, PalimpsestError
+from services.errors import InputError, NotFoundError, PalimpsestError
 from services.manifest import check_name, check_noun
+from services.methods import METHODS
 from services.operations_cli import BACKENDS, INSTALLATION, add_commands
 from services.people_cli import PEOPLE, add_people
 from services.settings import Settings, get_settings
 from services.tree import draw_tree
-
-DEFAULT_LINEAGE = "default"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument("name", help="the concept's name; prompts write it <name>")
     learn.add_argument("images", nargs="+", type=Path, help="image files, or one directory")
     learn.add_argument("--noun", required=True, help="what it is, in a word or two: mug, dog")
-    learn.add_argument("--method", help="learning method")
+    learn.add_argument("--method", help=f"learning method: {', '.join(METHODS)}")
     learn.add_argument("--steps", help="training steps")
     learn.add_argument("--follow", action=argparse.BooleanOptionalAction, default=True, help="show the job's log")
 
@@ -139,8 +138,21 @@ def _learn(options: argparse.Namespace, settings: Settings) -> None:
     if job["status"] != "succeeded":
         client.stop_job(job_id)  # it is over: this lets go of the pictures
         raise PalimpsestError(job["error"] or f"<{name}> was not learned; `ray job logs {job_id}` says why.")
-    model = f"{job['lineage']}@{job['version']}{'' if job['live'] else ' (a candidate)'}"
-    _say(f'learned: <{name}> is in {model}. Try: palimpsest generate "a photo of a <{name}>"')
+    model, number, flag = f"{job['lineage']}@{job['version']}", job["version"], lineage_flag(job["lineage"])
+    draw = f'palimpsest generate "a photo of a <{name}>"'
+    if job["live"]:
+        _say(f"learned: <{name}> is in {model}. Try: {draw}{flag}")
+        return
+    hint = f"Look at it: `{draw} --lineage {model}`; or make it live: `palimpsest promote {number}{flag}`."
+    if reasons := _objections(client.lineage(job["lineage"]), number):
+        raise PalimpsestError(f"<{name}> was learned as {model}, but not made live: {reasons}. {hint}")
+    _say(f"learned: <{name}> is in {model}, which is not live. {hint}")
+
+
+def _objections(tree: dict[str, Any], number: int) -> str:
+    """Why the gate refused a version; empty if it did not."""
+    refused = [info for info in tree["versions"] if info["number"] == number and not info["gate_passed"]]
+    return "; ".join(refused[0]["gate_reasons"]) or "no reasons are given" if refused else ""
 
 
 def _files(paths: Sequence[Path], settings: Settings) -> list[tuple[str, bytes]]:
@@ -150,6 +162,8 @@ def _files(paths: Sequence[Path], settings: Settings) -> list[tuple[str, bytes]]
 
     files: list[tuple[str, bytes]] = []
     for path in paths:
+        if not path.exists():
+            raise InputError(f"{str(path)!r} cannot be read (No such file or directory).", param="images")
         if path.is_dir():
             files += collect(str(path), settings)
         else:
@@ -210,9 +224,12 @@ def _lineages(_: argparse.Namespace, settings: Settings) -> None:
 
 def _move(options: argparse.Namespace, settings: Settings) -> None:
     client = _client(settings)
-    version = options.version or _parent_of_live(client.lineage(options.lineage))
+    tree = client.lineage(options.lineage)
+    version = options.version or _parent_of_live(tree)
     moved = client.set_live(options.lineage, version, options.reason)
-    _say(f"{options.lineage}: live is version {moved['live']} (was {moved['previous']})")
+    _say(f"{options.lineage}: live is version {moved['live']} (was {moved['previous'] or 'none'})")
+    if reasons := _objections(tree, version):
+        print(f"warning: version {version} did not pass its gate: {reasons}", file=sys.stderr)
 
 
 def _parent_of_live(tree: dict[str, object]) -> int:

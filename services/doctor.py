@@ -56,7 +56,7 @@ class Doctor:
         self.settings, self._base, self._thorough = settings, base, thorough
 
     def examine(self) -> Iterator[Finding]:
-        """Everything that was looked at, in order; an error in one look does not stop the others."""
+        """Everything that was looked at, in order; an error in one look does not stop the others, and is told once."""
         yield from self.servers()
         yield from self.disk()
         try:
@@ -73,11 +73,14 @@ class Doctor:
             lambda: self.versions(registry),
             lambda: self.audit(registry, store),
         ]
+        told = set()
         for look in looks:
             try:
                 yield from look()
             except PalimpsestError as error:
-                yield Finding("fault", error.message)
+                if error.message not in told:
+                    yield Finding("fault", error.message)
+                told.add(error.message)
 
     def servers(self) -> Iterator[Finding]:
         """Processes and ports of the local stack; of servers of one's own, whether they answer."""

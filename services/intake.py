@@ -213,7 +213,7 @@ def collect(uri: str, settings: Settings) -> list[tuple[str, bytes]]:
         raise InputError(f"Images come from {_ACCEPTED}; this is none of them.", param=_PARAM)
     files = _read_s3(uri, settings) if remote else _read_directory(uri, settings)
     if not files:
-        raise InputError(f"There are no files in it: images come from {_ACCEPTED}.", param=_PARAM)
+        raise InputError(f"There are no files in {uri!r}: images come from {_ACCEPTED}.", param=_PARAM)
     return files
 
 
@@ -249,7 +249,7 @@ def _read_directory(uri: str, settings: Settings) -> list[tuple[str, bytes]]:
                     raise too_many(settings)
     except OSError as error:
         raise InputError(
-            f"{base_name(uri)!r} cannot be read ({error.strerror}): images come from {_ACCEPTED}.",
+            f"{uri!r} cannot be read ({error.strerror}): images come from {_ACCEPTED}.",
             param=_PARAM,
         ) from error
     return [(name, read_image(root, name, settings)) for name in sorted(names)]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.arguments import lineage_flag
 from services.errors import InputError, PalimpsestError
 from services.settings import Settings
 
@@ -86,7 +87,10 @@ def _forget(options: argparse.Namespace, settings: Settings) -> None:
     if forgotten.deleted:
         print(f"deleted versions: {_numbers(forgotten.deleted)}")
     if forgotten.knowing:
-        print(f"versions {_numbers(forgotten.knowing)} still know it; `palimpsest forget --delete` deletes them")
+        mend = f"`palimpsest forget {options.name} --delete{lineage_flag(lineage)}`"
+        several = len(forgotten.knowing) > 1
+        know, them = ("versions {} still know it", "them") if several else ("version {} still knows it", "it")
+        print(f"{know.format(_numbers(forgotten.knowing))}; {mend} deletes {them}, for good")
 
 
 def _delete(options: argparse.Namespace, settings: Settings) -> None:
@@ -124,7 +128,7 @@ def _doctor(options: argparse.Namespace, settings: Settings) -> None:
         mend = f" -> {finding.mend}" if finding.mend else ""
         print(f"{finding.level:8}{finding.what}{mend}", flush=True)
     if faults:
-        raise PalimpsestError(f"{faults} things are wrong.")
+        raise PalimpsestError("1 thing is wrong." if faults == 1 else f"{faults} things are wrong.")
 
 
 def _backup(options: argparse.Namespace, settings: Settings) -> None:

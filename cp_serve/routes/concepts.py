@@ -23,6 +23,7 @@ from services.jobs import job_info, submit_job
 from services.lease import leave_place, take_place
 from services.lineage import LIVE, Registry
 from services.manifest import BaseRef, check_name, check_noun
+from services.methods import check_method
 from services.objects import ObjectStore
 
 router = APIRouter(prefix="/v1/lineages", tags=["concepts"])
@@ -43,6 +44,8 @@ async def learn_concept(lineage: Name, request: Request, response: Response, key
         wanted = parse_fields(LearnRequest, form.fields)
         check_name(wanted.name, "name")
         check_noun(wanted.noun)
+        if wanted.method is not None:
+            check_method(wanted.method)
         images = await asyncio.to_thread(check_images, form.files, home.settings)
         del form
         asked = f"{wanted.model_dump_json()}\n{digest_of_all([image.digest for image in images])}"

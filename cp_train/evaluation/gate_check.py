@@ -1,7 +1,7 @@
 """Whether the gate tells honest updates from catastrophic ones: `python -m cp_train.evaluation.gate_check -o DIR`.
 
 Chains of held-out concepts are learned with the product's own settings, each chain with concepts and a seed of its own,
-and every update is judged as a job's would be. Beside the chains updates are spoiled: learning rates times 100, or the
+and every update is judged as a job's would be. Beside the chains updates are spoiled: fine-tuning at learning rates times 100, or the
 numbers of the LoRA shuffled. Even chains are of the `tuning` artwork and may set limits, odd ones of the `reporting`
 artwork and tell how well such limits do.
 
@@ -25,6 +25,7 @@ from cp_train.benchmark.subjects import Subject, from_folders, shipped
 from cp_train.evaluation.gate_report import HONEST, KINDS, Table, Update, limits_of, write_report
 from cp_train.fisher import FisherConfig
 from cp_train.methods import DEFAULT
+from cp_train.methods.finetune import Finetune
 from cp_train.phase import Shard
 from cp_train.plan import LearningConfig, Plan
 from cp_train.task import Learned, Task
@@ -161,9 +162,10 @@ def shuffled(adapter: Adapter, seed: int) -> Adapter:
 
 
 def spoiled(config: LearningConfig) -> LearningConfig:
-    """The same settings, but for the learning rates."""
+    """The same settings, but for the learning rates, and with nothing that preserves: `kv` survives such rates."""
     loop = config.loop
-    return replace(config, loop=replace(loop, lr=SPOILED * loop.lr, token_lr=SPOILED * loop.token_lr))
+    worse = replace(loop, lr=SPOILED * loop.lr, token_lr=SPOILED * loop.token_lr)
+    return replace(config, method=Finetune.name, weight=0.0, loop=worse)
 
 
 def check(wanted: Check, output: Path) -> bool:

@@ -1,4 +1,7 @@
-"""The learning methods, one file each. To add one: write its file and its line here."""
+"""The learning methods, one file each.
+
+To add one: write its file and its line here, and, if lineages may be learned by it, its name in `services/methods.py`.
+"""
 
 from collections.abc import Sequence
 
@@ -24,11 +27,14 @@ from services.adapter import Adapter
 from services.base_model import BaseModel
 from services.conditioning import condition as condition_adapter
 from services.errors import InputError
+from services.methods import METHODS as PRODUCT
+from services.methods import no_such_method
 
-_PRODUCT = (EWCDC, EWC, DSC, DSCEWC, DSCEWCDC, KV, EWCDCKV, DSCKV, DSCEWCDCKV, CLoRAShared, TextualInversion, Finetune)
-_BENCHMARK = (CLoRA, CustomDiffusion, CustomDiffusionMerge, PerConceptLoRA, Joint, FinetuneVera, EWCVera, EWCDCVera)
-METHODS: dict[str, type[Method]] = {method.name: method for method in (*_PRODUCT, *_BENCHMARK)}
-PRODUCT = tuple(method.name for method in _PRODUCT)
+_ALL = (
+    *(EWCDCKV, EWCDC, EWC, DSC, DSCEWC, DSCEWCDC, KV, DSCKV, DSCEWCDCKV, CLoRAShared, TextualInversion, Finetune),
+    *(CLoRA, CustomDiffusion, CustomDiffusionMerge, PerConceptLoRA, Joint, FinetuneVera, EWCVera, EWCDCVera),
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 DEFAULT = EWCDCKV.name
 
 __all__ = ["DEFAULT", "METHODS", "PRODUCT", "Memory", "Method", "condition", "find_method", "product_method"]
@@ -37,7 +43,7 @@ __all__ = ["DEFAULT", "METHODS", "PRODUCT", "Memory", "Method", "condition", "fi
 def find_method(name: str) -> type[Method]:
     """The method of that name. Raises `InputError` naming those there are."""
     if name not in METHODS:
-        raise InputError(f"method: there is no {name!r}; choose one of {', '.join(PRODUCT)}.", param="method")
+        raise no_such_method(name)
     return METHODS[name]
 
 

@@ -157,6 +157,8 @@ def summary(demo: Demo, peak: int) -> str:
     lines += ["", *(f"- {name}: {value}" for name, value in demo.facts.items())]
     lines += [f"- memory: the machine's use rose by at most {peak} MiB", ""]
     lines += [f"- HTTP API: {urls.api}/docs", f"- MLflow: {urls.mlflow}", f"- Ray dashboard: {urls.jobs}"]
+    again = f'`palimpsest generate "a <fox>" --lineage {LINEAGE}` draws with it'
+    lines += [f"- lineage: `{LINEAGE}`; {again}"]
     return "\n".join([*lines, "", "The stack stays up; `make down` stops it.", ""])
 
 

@@ -72,7 +72,7 @@ def test_a_flag_that_there_is_not_is_named(capsys: pytest.CaptureFixture[str]) -
         ({"weight": "-3"}, "weight must be at least 0"),
         ({"seed": "-1"}, "seed must be from 0 to"),
         ({"fisher_batches": "0"}, "batches, batch_size, trials must be at least 1"),
-        ({"method": "magic"}, "method: there is no 'magic'; choose one of ewc_dc, "),
+        ({"method": "magic"}, "method: there is no 'magic'; choose one of ewc_dc_kv, "),
         ({"method": "clora"}, "method: clora is for the benchmark only, for its adapter grows with every concept"),
         ({"method": "joint"}, "method: joint is for the benchmark only, for it needs the images of every earlier"),
         ({"precision": "half"}, "precision must be float32 or bfloat16"),
@@ -110,7 +110,9 @@ def test_a_name_noun_or_base_that_cannot_be_taken_is_refused(
 
 def test_a_folder_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = refusal(capsys, images=str(tmp_path / "nowhere"))
-    assert found.startswith("'nowhere' cannot be read (No such file or directory): images come from a directory, ")
+    assert found.startswith(
+        f"'{tmp_path}/nowhere' cannot be read (No such file or directory): images come from a directory, "
+    )
 
 
 def test_a_folder_without_pictures_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

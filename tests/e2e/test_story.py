@@ -66,7 +66,13 @@ def test_the_demo_leaves_pictures_and_a_summary(house: House, told: Told) -> Non
         assert np.abs(_pixels(drawn) - _pixels(kept)).max() <= 2  # drawn in the company of three others
     assert "<robot> step 24/24" in told.printed
     page = summary(told.demo, 7)
-    for said in ("| learn <fox> |", "rose by at most 7 MiB", house.settings.mlflow, f"{house.settings.api}/docs"):
+    for said in (
+        "| learn <fox> |",
+        "rose by at most 7 MiB",
+        house.settings.mlflow,
+        f"{house.settings.api}/docs",
+        f"--lineage {LINEAGE}`",
+    ):
         assert said in page
 
 

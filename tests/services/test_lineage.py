@@ -96,6 +96,14 @@ def test_references_resolve_or_say_what_exists(registry: Registry, lineage: str)
             registry.resolve(lineage, ref)
 
 
+def test_where_none_is_live_what_makes_one_live_is_said(registry: Registry, lineage: str) -> None:
+    publish(registry, lineage)
+    mend = f"`palimpsest promote N --lineage {lineage}` makes one live"
+    with pytest.raises(NotFoundError) as refused:
+        registry.resolve(lineage, LIVE)
+    assert refused.value.message == f"No version of `{lineage}` is live: {mend}; there are: 1 to 1, candidate is 1."
+
+
 def test_an_unknown_version_is_not_found(registry: Registry, lineage: str) -> None:
     publish(registry, lineage)
     calls: list[Callable[[int], object]] = [

@@ -16,6 +16,7 @@ def test_every_method_there_is_has_a_name_of_its_own_and_is_found_by_it() -> Non
     methods = every(Method)[1:]
     assert len({method.name for method in methods}) == len(methods)
     assert {method.name: method for method in methods} == METHODS
+    assert set(PRODUCT) <= METHODS.keys()
     for method in methods:
         assert find_method(method.name) is method
 
@@ -23,6 +24,7 @@ def test_every_method_there_is_has_a_name_of_its_own_and_is_found_by_it() -> Non
 def test_the_default_is_ewc_with_classifier_scores_and_kv() -> None:
     assert find_method(DEFAULT) is EWCDCKV
     assert product_method(DEFAULT) is EWCDCKV
+    assert PRODUCT[0] == DEFAULT
 
 
 def test_only_the_ewc_of_the_denoising_loss_stores_a_fisher_without_the_contrast() -> None:
@@ -32,7 +34,7 @@ def test_only_the_ewc_of_the_denoising_loss_stores_a_fisher_without_the_contrast
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError) as refused:
         find_method("magic")
-    assert refused.value.message.startswith("method: there is no 'magic'; choose one of ewc_dc, ewc, dsc, ")
+    assert refused.value.message.startswith("method: there is no 'magic'; choose one of ewc_dc_kv, ewc_dc, ewc, dsc, ")
     assert "per_concept" not in refused.value.message
     assert refused.value.param == "method"
 

@@ -1,9 +1,9 @@
 """Whether the gate tells honest updates from catastrophic ones: `python -m cp_train.evaluation.gate_check -o DIR`.
 
 Chains of held-out concepts are learned with the product's own settings, each chain with concepts and a seed of its own,
-and every update is judged as a job's would be. Beside the chains updates are spoiled: fine-tuning at learning rates times 100, or the
-numbers of the LoRA shuffled. Even chains are of the `tuning` artwork and may set limits, odd ones of the `reporting`
-artwork and tell how well such limits do.
+and every update is judged as a job's would be. Beside the chains updates are spoiled: fine-tuning at learning rates
+times 100, or the numbers of the LoRA shuffled. Even chains are of the `tuning` artwork and may set limits, odd ones of
+the `reporting` artwork and tell how well such limits do.
 
 `updates.csv` has a line for every update, `asked.json` what made them, `gate.md` what follows (`gate_report.py`). A
 chain that is written is not learned again: a run that was interrupted goes on, and one with other limits only reports

@@ -94,7 +94,7 @@ def test_a_concept_that_is_known_is_a_conflict(serving: Serving) -> None:
         ({"noun": "<fox>"}, "noun", "plain words"),
         ({"noun": "x" * 65}, "noun", "at most 64"),
         ({"method": "; rm"}, "method", "pattern"),
-        ({"method": "magic"}, "method", "method: there is no 'magic'; choose one of ewc_dc_kv, ewc, dsc, "),
+        ({"method": "magic"}, "method", "method: there is no 'magic'; choose one of ewc_dc_kv, ewc_dc, ewc, dsc, "),
         ({"method": "joint"}, "method", "choose one of ewc_dc_kv, "),
         ({"steps": "0"}, "steps", "greater than or equal to 1"),
         ({"steps": "many"}, "steps", "valid integer"),

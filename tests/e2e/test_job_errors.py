@@ -29,7 +29,7 @@ def at_home(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         (("--lineage", "Pets"), "lineage: 'Pets' is not a name"),
         (("--lineage", "base"), "`base` is reserved"),
         (("--concept", "my mug"), "concept: 'my mug' is not a name"),
-        (("--method", "magic"), "method: there is no 'magic'; choose one of ewc_dc_kv, ewc, dsc"),
+        (("--method", "magic"), "method: there is no 'magic'; choose one of ewc_dc_kv, ewc_dc, ewc, dsc"),
         (("--images", "/no/such/folder"), "folder"),
         (("--images", "ftp://somewhere/else"), "Images come from a directory, s3://bucket/prefix or an intake id"),
         (("--images", "in-" + "0" * 32), "in-"),

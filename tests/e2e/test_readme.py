@@ -105,7 +105,7 @@ def test_up_again_changes_nothing(house: House, first: Reader) -> None:
 
 def test_concepts_versions_and_lineages(house: House, first: Reader) -> None:
     assert house.run("palimpsest", "concepts").stdout == "<robot>\n"
-    assert house.run("palimpsest", "versions").stdout == "1  <robot>  ewc_dc  [live]\n"
+    assert house.run("palimpsest", "versions").stdout == "1  <robot>  ewc_dc_kv  [live]\n"
     assert f"{LINEAGE}  1 version\n" in house.run("palimpsest", "lineages").stdout
 
 

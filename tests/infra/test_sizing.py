@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cp_train.denoise import LoopConfig
 from tests.infra.files import ROOT
 
 DOCS = (ROOT / "docs" / "operations.md").read_text()
@@ -99,7 +100,7 @@ def test_time_of_a_concept() -> None:
     rows = re.findall(r"^\| (?:first|sixth|twentieth) \|(.*)\|$", DOCS, re.MULTILINE)
     assert len(rows) == 3
     for row, concepts in zip(rows, (1, 6, 20), strict=True):
-        steps, fisher = 200 * 8 * 3 * 0.803, 100 * 2 * (min(5, concepts - 1) + 2) * 3 * 0.803
+        steps, fisher = LoopConfig().steps * 8 * 3 * 0.803, 100 * 2 * (min(5, concepts - 1) + 2) * 3 * 0.803
         samples = concepts * 4 * (20 * 2 * 0.803 + 2.51)
         said = [cell.strip() for cell in row.split("|")]
         total = steps + fisher + samples

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from cp_train.evaluation.distances import unbiased_kid
+from cp_train.evaluation.draw import GUIDANCE, STEPS
 from cp_train.pretrain import clip, judge, vae
 from cp_train.pretrain.captions import plain
 from cp_train.pretrain.pictures import Library
@@ -23,7 +24,7 @@ from cp_train.pretrain.progress import Progress
 from cp_train.pretrain.render import Pixels, on
 from cp_train.pretrain.splits import HELD_OUT_STYLES, JUDGE_HELD_OUT_STYLES, TRAIN_STYLES, Concept
 
-STEPS, GUIDANCE, SEEDS = 20, 3.0, 4
+SEEDS = 4
 
 COMPOSED = (
     "a blue {0}",

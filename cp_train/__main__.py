@@ -63,6 +63,7 @@ _SETTINGS = (
     _Setting("--beta", "fisher", "beta", "weight of the other concepts' scores"),
     _Setting("--gamma", "fisher", "gamma", "decay of the earlier tasks' Fisher information"),
     _Setting("--kv-weight", "kv", "weight", "lambda of the methods with kv"),
+    _Setting("--kv-ridge", "kv", "ridge", "rho of the coordinates that they descend in; 0: the weights' own axes"),
     _Setting("--kv-prompts", "kv", "prompts", "how many prompts kv protects"),
     _Setting("--dsc-steps", "dsc", "steps", "steps of the second phase of the methods with dsc"),
     _Setting("--dsc-lr", "dsc", "lr", "its learning rate"),

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cp_train.methods import Method
-from cp_train.phase import Group, Phase, State
+from cp_train.optimizer import Adam
+from cp_train.phase import Phase, State
 from cp_train.student import Student
 
 StepHook = Callable[[int, float, Callable[[], State]], None]
@@ -20,7 +21,7 @@ class Loop:
 
     Args:
         student: trained in place.
-        method: adds its penalty, in every phase.
+        method: adds its penalty, and chooses the coordinates that are descended in, in every phase.
         phases: what is minimised, in this order.
     """
 
@@ -44,22 +45,19 @@ class Loop:
             done -= phase.steps
         raise IndexError("every step is done")
 
-    def _begin(self, groups: list[Group]) -> None:
-        self.groups = groups
-        self.optimizer = torch.optim.Adam([{"params": group.parameters} for group in groups])
+    def _begin(self, phase: Phase, state: State | None) -> None:
+        self.optimizer = Adam(phase.begin(state), self.method.coordinates(self.student))
 
     def advance(self) -> float:
         """Make the present step of the present phase; returns its loss without the penalty."""
         phase, done = self._place()
         if done == 0:
-            self._begin(phase.begin(None))
-        for options, group in zip(self.optimizer.param_groups, self.groups, strict=True):
-            options["lr"] = group.rate(done)
+            self._begin(phase, None)
         self.student.zero_grad()
         loss = phase.loss(self.step)
         penalty = self.method.penalty(self.student)
         (loss if penalty is None else loss + penalty).backward()
-        self.optimizer.step()
+        self.optimizer.step(done)
         self.step += 1
         return loss.item()
 
@@ -68,8 +66,7 @@ class Loop:
         state = {f"student.{name}": value.detach() for name, value in self.student.named_parameters()}
         if self.step < self.steps and self._place()[1] > 0:  # else the next phase begins afresh
             state |= {f"phase.{key}": value for key, value in self._place()[0].state().items()}
-            for index, values in self.optimizer.state_dict()["state"].items():
-                state |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+            state |= {f"optimizer.{key}": value for key, value in self.optimizer.state().items()}
         return {**{k: v.clone().contiguous() for k, v in state.items()}, "step": torch.tensor(self.step)}
 
     def restore(self, state: State) -> None:
@@ -79,16 +76,8 @@ class Loop:
             for name, parameter in self.student.named_parameters():
                 parameter.copy_(state[f"student.{name}"])
         if self.step < self.steps and self._place()[1] > 0:
-            self._begin(self._place()[0].begin(_under("phase.", state)))
-            self._restore_optimizer(_under("optimizer.", state))
-
-    def _restore_optimizer(self, state: State) -> None:
-        moments: dict[int, State] = {}
-        for key, value in state.items():
-            index, _, name = key.partition(".")
-            moments.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            self._begin(self._place()[0], _under("phase.", state))
+            self.optimizer.restore(_under("optimizer.", state))
 
 
 def _under(prefix: str, state: State) -> State:

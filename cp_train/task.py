@@ -94,7 +94,7 @@ class Task:
         config = self.plan.config
         protected = self.protect() if kind.protects else None
         memory = Memory(self.parent, self.fisher, protected)
-        return kind(memory, weight=config.weight, kv_weight=config.kv.weight)
+        return kind(memory, weight=config.weight, kv_weight=config.kv.weight, kv_ridge=config.kv.ridge)
 
     def protect(self) -> Tensor:
         """Second moments of the protected prompts, but for those that are too long for the text encoder."""

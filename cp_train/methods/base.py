@@ -1,15 +1,16 @@
 """What a learning method may decide; the loop knows nothing else of it.
 
-A method is its class attributes and its penalty. To compose methods is to inherit from them: a penalty adds to
-`super().penalty`, so `class EWCDCKV(KV, EWCDC)` sums both.
+A method is its class attributes, its penalty, and the coordinates it descends in. To compose methods is to inherit from
+them: a penalty adds to `super().penalty`, so `class EWCDCKV(KV, EWCDC)` sums both.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from cp_train.optimizer import LinearMap
 from cp_train.student import Student
 from services.adapter import Adapter, TrainingState
 from services.base_model import BaseModel
@@ -74,15 +75,20 @@ class Method:
     replays: ClassVar[bool] = False
     benchmark_only: ClassVar[str | None] = None
 
-    def __init__(self, memory: Memory, *, weight: float = 0.0, kv_weight: float = 0.0) -> None:
+    def __init__(self, memory: Memory, *, weight: float = 0.0, kv_weight: float = 0.0, kv_ridge: float = 0.0) -> None:
         self.memory = memory
         self.weight = weight
-        self.kv_weight = kv_weight
+        self.kv_weight, self.kv_ridge = kv_weight, kv_ridge
 
     def penalty(self, student: Student) -> Tensor | None:
         """A differentiable scalar added to each step's loss, or None."""
         del student
         return None
+
+    def coordinates(self, student: Student) -> Mapping[nn.Parameter, LinearMap]:
+        """The maps S of the student's parameters that are not descended in along their own axes (`optimizer.py`)."""
+        del student
+        return {}
 
     @classmethod
     def model(cls, base: BaseModel, adapters: Mapping[str, Adapter]) -> Adapter | Conditioner:

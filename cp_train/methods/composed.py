@@ -15,7 +15,7 @@ class EWCDCKV(KV, EWCDC):
     """EWC DC and kv: what kv protects need not be held in the weights, so lambda is smaller (docs/log.md)."""
 
     name = "ewc_dc_kv"
-    default_weight = 0.003
+    default_weight = 0.001
 
 
 class DSCKV(KV, DSC):

@@ -14,17 +14,26 @@ second moments of the protected embeddings the mean over any number of prompts i
 so a step needs no text encoder and no U-Net for it. D is low-rank: D = s (B (A - A*) + (B - B*) A*), written so that
 nothing cancels near the start. Half of an earlier concept's prompts are its training prompts, half are varied ones
 (`cp_train/prompts.py`). In the first task the generic captions alone are protected. lambda = 3 by default.
+
+A penalty alone holds the new concept back as well: Adam sees its steep directions and the few flat ones, in which the
+new concept can be written, through the same axes. So training descends in coordinates in which they are apart
+(`cp_train/optimizer.py`): those of A are stretched by M_p, those of B by what M_p becomes behind A*,
+
+    A = A* + X S(M_p),   B_p = B*_p + Y S(A* M_p A*^T),   S(G) = (G / mean of its eigenvalues + rho)^(-1/2)
+
+A step along a direction that no protected prompt has is rho^(-1/2) times as long, and short along one that all have.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cp_train.methods.base import Method
+from cp_train.optimizer import LinearMap
 from cp_train.student import Student
 from services.adapter import Adapter
 from services.base_model import BaseModel
@@ -43,17 +52,21 @@ class KVConfig:
         weight: its lambda, alone or beside another penalty.
         prompts: how many prompts are protected; each is encoded once per task.
         generic: the share of generic captions among them.
+        ridge: rho of the coordinates; 0: the weights' own axes.
     """
 
     weight: float = 3.0
     prompts: int = 1024
     generic: float = 0.5
+    ridge: float = 0.01
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise ValueError("kv: the weight must be at least 0 and finite.")
         if self.prompts < 1 or not 0 < self.generic <= 1:
             raise ValueError("kv: at least 1 prompt; the share of generic captions above 0 and at most 1.")
+        if not 0 <= self.ridge < math.inf:
+            raise ValueError("kv: the ridge must be at least 0 and finite.")
 
 
 def second_moments(base: BaseModel, contexts_BLD: Iterable[Tensor]) -> Tensor:
@@ -86,6 +99,16 @@ def moved(student: Student, parent: Adapter, moments_PDD: Tensor) -> Tensor:
     return student.scale**2 * (gram_PQQ * spread_PQQ).sum() / len(moments_PDD)
 
 
+def stretch(moments_PDD: Tensor, ridge: float) -> Tensor:
+    """S of every projection: (M / mean of its eigenvalues + rho)^(-1/2), symmetric, float32 [P, D, D]."""
+    moments_PDD = moments_PDD.double()
+    mean_P11 = moments_PDD.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY).view(-1, 1, 1)
+    values_PD, vectors_PDD = torch.linalg.eigh(moments_PDD / mean_P11)
+    scaled_PDD = vectors_PDD * (values_PD.clamp_min(0) + ridge).rsqrt().unsqueeze(1)
+    found: Tensor = scaled_PDD @ vectors_PDD.transpose(1, 2)
+    return found.float()
+
+
 class KV(Method):
     """Keys and values of protected prompts stay where the parent put them."""
 
@@ -98,3 +121,18 @@ class KV(Method):
         own = self.kv_weight * moved(student, self.memory.parent, self.memory.protected_PDD)
         other = super().penalty(student)
         return own if other is None else own + other
+
+    def coordinates(self, student: Student) -> Mapping[nn.Parameter, LinearMap]:
+        """Those of the module's second formula, at the weights of the parent."""
+        if not self.kv_ridge:
+            return {}
+        assert self.memory.protected_PDD is not None
+        moments_PDD, down_PRD = self.memory.protected_PDD, self.memory.parent.down_PRD
+        down_PDD = stretch(moments_PDD, self.kv_ridge)
+        up_PRR = stretch(down_PRD @ moments_PDD @ down_PRD.transpose(1, 2), self.kv_ridge)
+        widths = student.base.layout.widths
+
+        def along_up(x_KR: Tensor) -> Tensor:
+            return torch.cat([x_WR @ up_RR for x_WR, up_RR in zip(x_KR.split(widths), up_PRR, strict=True)])
+
+        return {student.down_PRD: lambda x_PRD: x_PRD @ down_PDD, student.up_KR: along_up}

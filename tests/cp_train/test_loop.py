@@ -203,7 +203,7 @@ def test_both_rates_follow_the_schedule(tiny_base: BaseModel) -> None:
     loop = loop_of(tiny_base, steps=3, lr=0.01, token_lr=0.02)
     loop.run(lambda *_: None)
     rates = [Rate(peak, warmup=2, steps=3)(2) for peak in (0.01, 0.02)]
-    assert [group["lr"] for group in loop.optimizer.param_groups] == pytest.approx(rates)
+    assert [group["lr"] for group in loop.optimizer.adam.param_groups] == pytest.approx(rates)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_in_the_second_phase_the_embedding_rests_and_the_lora_moves(tiny_base: B
     loop.run(lambda step, _loss, _state: at.update({step: weights(loop.student)}))
     down, up, token = (torch.equal(a, b) for a, b in zip(at[STEPS], at[STEPS + SECOND], strict=True))
     assert (down, up, token) == (False, False, True)
-    assert len(loop.optimizer.param_groups) == 1
+    assert len(loop.optimizer.adam.param_groups) == 1
 
 
 def test_with_the_embedding_alone_the_lora_rests(tiny_base: BaseModel) -> None:

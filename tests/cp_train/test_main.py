@@ -188,7 +188,7 @@ def test_the_other_flags_reach_the_request(monkeypatch: pytest.MonkeyPatch) -> N
     found = requested(monkeypatch)
     assert (found.lineage, found.concept, found.noun, found.images) == tuple(RIGHT.values())
     assert (found.base, found.again, found.actor, found.place) == ("embedded", False, "", None)
-    assert (found.config.method, found.config.weight, found.config.fisher.contrast) == ("ewc_dc_kv", 0.003, 1.0)
+    assert (found.config.method, found.config.weight, found.config.fisher.contrast) == ("ewc_dc_kv", 0.001, 1.0)
     flags = ("--base", "there", "--again", "--actor", "ann", "--place", "3", "--method", "ewc", "--weight", "0.5")
     found = requested(monkeypatch, *flags)
     assert (found.base, found.again, found.actor, found.place) == ("there", True, "ann", 3)

@@ -31,13 +31,22 @@ def latents_of(base: BaseModel, concept: Concept) -> Tensor:
     return cached_latents(base, images, crops=0, seed=0)
 
 
-def learned(base: BaseModel, concept: Concept, method: str, parent: Adapter, fisher: TrainingState | None) -> Student:
+def learned(
+    base: BaseModel,
+    concept: Concept,
+    method: str,
+    parent: Adapter,
+    fisher: TrainingState | None,
+    *,
+    kv_ridge: float = 0.1,
+) -> Student:
     student = Student(base, parent, concept, seed=0)
     old = protected_prompts(TEMPLATES, [FOX] if parent.tokens else [], 64, 0.5, torch.Generator().manual_seed(0))
     memory = Memory(parent, fisher, protect(base, student.tokenize(old), parent))
     pictures = Pictures.of_one(latents_of(base, concept), concept_prompts(TEMPLATES, concept))
     phase = Denoising(student, student, pictures, CONFIG, Shard())
-    Loop(student, find_method(method)(memory, weight=0.3, kv_weight=10.0), [phase]).run(lambda *_: None)
+    chosen = find_method(method)(memory, weight=1.0, kv_weight=10.0, kv_ridge=kv_ridge)
+    Loop(student, chosen, [phase]).run(lambda *_: None)
     return student
 
 
@@ -70,3 +79,16 @@ def test_ewc_dc_and_kv_forget_much_less_than_finetuning_and_still_learn(embedded
         assert forgotten[method] < forgotten["finetune"] / 3
         assert loss(embedded_base, after[method], ROBOT) < 0.99 * loss(embedded_base, new, ROBOT)
         assert torch.isfinite(after[method].up_KR).all()
+
+
+def test_in_coordinates_stretched_where_nothing_is_protected_kv_learns_more_and_forgets_no_more(
+    embedded_base: BaseModel, fox: Student
+) -> None:
+    found = {}
+    for ridge in (0.0, 0.1):
+        student = learned(embedded_base, ROBOT, "kv", fox.adapter(), None, kv_ridge=ridge)
+        found[ridge] = (loss(embedded_base, student, ROBOT), loss(embedded_base, student, FOX))
+    (plain, plain_fox), (stretched, stretched_fox) = found.values()
+    untrained = loss(embedded_base, Student(embedded_base, fox.adapter(), ROBOT, seed=0), ROBOT)
+    assert untrained - stretched > 1.5 * (untrained - plain)
+    assert stretched_fox < plain_fox + 0.002

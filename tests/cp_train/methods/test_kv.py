@@ -10,7 +10,7 @@ from torch.nn import functional
 from cp_train.methods import Memory
 from cp_train.methods.composed import EWCDCKV
 from cp_train.methods.ewc_dc import EWCDC
-from cp_train.methods.kv import KV, KVConfig, moved, protect, second_moments
+from cp_train.methods.kv import KV, KVConfig, moved, protect, second_moments, stretch
 from services.adapter import Adapter, Layout, Projection, TrainingState
 from services.base_model import BaseModel
 from services.conditioning import embed, project
@@ -90,8 +90,49 @@ def test_composed_penalties_add_each_with_its_own_weight(tiny_base: BaseModel) -
     assert min(kv.item(), ewc.item()) > 0
 
 
+def test_coordinates_are_stretched_where_no_protected_prompt_is() -> None:
+    # Eigenvalues 3 and 1 (mean 2) along the axes, then along the diagonals.
+    along, across = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    steep, flat = (1.5 + 0.1) ** -0.5, (0.5 + 0.1) ** -0.5
+    half, rest = (steep + flat) / 2, (steep - flat) / 2
+    expected = torch.tensor([[[steep, 0.0], [0.0, flat]], [[half, rest], [rest, half]]])
+    torch.testing.assert_close(stretch(torch.stack([along, across]), 0.1), expected)
+    nowhere = stretch(torch.zeros(1, 2, 2), 0.25)
+    torch.testing.assert_close(nowhere, 2 * torch.eye(2).unsqueeze(0), msg="with nothing protected all are alike")
+
+
+def test_the_coordinates_of_both_factors_are_symmetric_maps(tiny_base: BaseModel) -> None:
+    student = student_of(tiny_base, earlier=("fox",))
+    moments = protect(tiny_base, student.tokenize(PROMPTS), student.adapter())
+    memory = Memory(student.adapter(), None, moments)
+    maps = KV(memory, kv_ridge=0.1).coordinates(student)
+    assert [id(parameter) for parameter in maps] == [id(weight) for weight in student.weights]
+    for weight, mapped in maps.items():
+        x, y = torch.randn_like(weight), torch.randn_like(weight)
+        torch.testing.assert_close((x * mapped(y)).sum(), (mapped(x) * y).sum(), rtol=1e-4, atol=1e-3)
+        assert not torch.allclose(mapped(x), x, atol=0.1)
+    assert KV(memory, kv_ridge=0.0).coordinates(student) == {}
+
+
+def test_in_these_coordinates_one_step_moves_protected_prompts_less(tiny_base: BaseModel) -> None:
+    torch.manual_seed(0)
+    student = student_of(tiny_base, earlier=("fox",))
+    moments = protect(tiny_base, student.tokenize(PROMPTS), student.adapter())
+    memory = Memory(student.adapter(), None, moments)
+    mapped = KV(memory, kv_ridge=0.1).coordinates(student)[student.down_PRD]
+    start, step = student.down_PRD.detach().clone(), torch.randn_like(student.down_PRD)
+
+    def cost(move: torch.Tensor) -> float:
+        with torch.no_grad():
+            student.down_PRD.copy_(start + move * 1e-2 / move.norm())
+            return moved(student, memory.parent, moments).item()
+
+    assert cost(mapped(step)) < 0.2 * cost(step)
+
+
 @pytest.mark.parametrize(
-    "change", [{"weight": -1.0}, {"weight": float("inf")}, {"prompts": 0}, {"generic": 0.0}, {"generic": 1.5}]
+    "change",
+    [{"weight": -1.0}, {"weight": float("inf")}, {"prompts": 0}, {"generic": 0.0}, {"generic": 1.5}, {"ridge": -0.1}],
 )
 def test_a_setting_that_cannot_work_is_refused_at_once(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^kv: "):

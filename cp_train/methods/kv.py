@@ -15,9 +15,10 @@ so a step needs no text encoder and no U-Net for it. D is low-rank: D = s (B (A 
 nothing cancels near the start. Half of an earlier concept's prompts are its training prompts, half are varied ones
 (`cp_train/prompts.py`). In the first task the generic captions alone are protected. lambda = 3 by default.
 
-A penalty alone holds the new concept back as well: Adam sees its steep directions and the few flat ones, in which the
-new concept can be written, through the same axes. So training descends in coordinates in which they are apart
-(`cp_train/optimizer.py`): those of A are stretched by M_p, those of B by what M_p becomes behind A*,
+A penalty alone holds the new concept back as well. M_p has few large eigenvalues, along what all prompts share, and
+many small ones, where a new concept can be written at next to no cost; Adam's axes, the weights' own, mix them. So
+training descends in coordinates in which they are apart (`cp_train/optimizer.py`): those of A are stretched by M_p,
+those of B by what M_p becomes behind A*,
 
     A = A* + X S(M_p),   B_p = B*_p + Y S(A* M_p A*^T),   S(G) = (G / mean of its eigenvalues + rho)^(-1/2)
 
@@ -100,13 +101,15 @@ def moved(student: Student, parent: Adapter, moments_PDD: Tensor) -> Tensor:
 
 
 def stretch(moments_PDD: Tensor, ridge: float) -> Tensor:
-    """S of every projection: (M / mean of its eigenvalues + rho)^(-1/2), symmetric, float32 [P, D, D]."""
-    moments_PDD = moments_PDD.double()
-    mean_P11 = moments_PDD.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY).view(-1, 1, 1)
-    values_PD, vectors_PDD = torch.linalg.eigh(moments_PDD / mean_P11)
-    scaled_PDD = vectors_PDD * (values_PD.clamp_min(0) + ridge).rsqrt().unsqueeze(1)
-    found: Tensor = scaled_PDD @ vectors_PDD.transpose(1, 2)
-    return found.float()
+    """S of every projection: (M / mean of its eigenvalues + rho)^(-1/2), symmetric, [P, D, D]."""
+    # One by one, for memory: SDXL has 140 projections with D = 2048.
+    return torch.stack([_inverse_root(moments_DD, ridge) for moments_DD in moments_PDD])
+
+
+def _inverse_root(moments_DD: Tensor, ridge: float) -> Tensor:
+    values_D, vectors_DD = torch.linalg.eigh(moments_DD / moments_DD.diagonal().mean().clamp_min(TINY))
+    found: Tensor = vectors_DD * (values_D.clamp_min(0) + ridge).rsqrt() @ vectors_DD.T
+    return found
 
 
 class KV(Method):

@@ -115,8 +115,8 @@ class Plan:
         """One minibatch's prompts for DSC: the concept, c^0, and the earlier concept of that name."""
         return self._compared(self._form(generator), [concept for concept in self.earlier if concept.name == earlier])
 
-    def protected_prompts(self) -> list[str]:
-        """Prompts of the earlier concepts and generic captions, whose keys and values are to stay."""
+    def protected_prompts(self) -> tuple[list[str], list[str]]:
+        """Generic captions, and prompts of the earlier concepts, whose keys and values are to stay."""
         kv, generator = self.config.kv, torch.Generator().manual_seed(self.config.loop.seed)
         return prompts.protected_prompts(self.config.templates, self.earlier, kv.prompts, kv.generic, generator)
 

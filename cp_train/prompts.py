@@ -61,8 +61,8 @@ def captions(count: int, generator: torch.Generator) -> list[str]:
 
 def protected_prompts(
     templates: Sequence[str], concepts: Sequence[Concept], count: int, generic: float, generator: torch.Generator
-) -> list[str]:
-    """Prompts that must draw what they drew: of each concept equally many, half in training form, and captions."""
+) -> tuple[list[str], list[str]]:
+    """Prompts that must draw what they drew: captions; and of each concept equally many, half in training form."""
     general = captions(max(1, round(count * generic)), generator)
     chosen = []
     for index in range((count - len(general)) if concepts else 0):
@@ -70,4 +70,4 @@ def protected_prompts(
         forms = concept_prompts(templates, concept)
         subject = f"<{concept.name}> {concept.noun if turn % 4 == 1 else ''}".rstrip()
         chosen.append(varied(subject, generator) if turn % 2 else forms[turn // 2 % len(forms)])
-    return [*general, *chosen]
+    return general, chosen

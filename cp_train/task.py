@@ -97,12 +97,20 @@ class Task:
         return kind(memory, weight=config.weight, kv_weight=config.kv.weight, kv_ridge=config.kv.ridge)
 
     def protect(self) -> Tensor:
-        """Second moments of the protected prompts, but for those that are too long for the text encoder."""
+        """Second moments of the protected prompts: each earlier concept counts as much as all captions together."""
+        captions, own = (self._fitting(prompts) for prompts in self.plan.protected_prompts())
+        moments_PDD = protect(self.base, captions, self.parent)
+        if own:
+            moments_PDD += len(self.plan.earlier) * protect(self.base, own, self.parent)
+        return moments_PDD
+
+    def _fitting(self, prompts: Sequence[str]) -> list[TokenizedPrompt]:
+        """Tokenized, but for those that are too long for the text encoder."""
         found: list[TokenizedPrompt] = []
-        for prompt in self.plan.protected_prompts():
+        for prompt in prompts:
             with suppress(InputError):
                 found += self.student.tokenize([prompt])
-        return protect(self.base, found, self.parent)
+        return found
 
     def _phases(self, kind: type[Method], pictures: Pictures) -> list[Phase]:
         plan, config, teachers = self.plan, self.plan.config, self.plan.teachers if kind.distils else ()

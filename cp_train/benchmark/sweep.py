@@ -24,7 +24,7 @@ _SMALL_RATES = tuple({"loop.lr": rate} for rate in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3
 _LARGE_RATES = tuple({"loop.lr": rate} for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
 _LAMBDAS = tuple({"weight": weight} for weight in (1e-2, 1e-1, 1.0, 10.0, 100.0))
 _CLORA = tuple({"weight": weight} for weight in (1.0, 10.0, 100.0, 1e3, 1e4))
-_PROTECTION = tuple({"kv.weight": weight} for weight in (0.3, 1.0, 3.0, 10.0, 30.0))
+_PROTECTION = tuple({"kv.weight": weight} for weight in (0.1, 0.3, 1.0, 3.0, 10.0))
 _STEPS = tuple({"dsc.steps": steps} for steps in (25, 50, 100, 200, 300))
 GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "finetune": _RATES,

@@ -13,16 +13,17 @@ second moments of the protected embeddings the mean over any number of prompts i
 
 so a step needs no text encoder and no U-Net for it. D is low-rank: D = s (B (A - A*) + (B - B*) A*), written so that
 nothing cancels near the start. Half of an earlier concept's prompts are its training prompts, half are varied ones
-(`cp_train/prompts.py`). In the first task the generic captions alone are protected. lambda = 3 by default.
+(`cp_train/prompts.py`). M is the sum of the captions' mean and of each earlier concept's, so that none is protected
+less when others come; in the first task the captions alone are. lambda = 1 by default.
 
 A penalty alone holds the new concept back as well. M_p has few large eigenvalues, along what all prompts share, and
 many small ones, where a new concept can be written at next to no cost; Adam's axes, the weights' own, mix them. So
 training descends in coordinates in which they are apart (`cp_train/optimizer.py`): those of A are stretched by M_p,
 those of B by what M_p becomes behind A*,
 
-    A = A* + X S(M_p),   B_p = B*_p + Y S(A* M_p A*^T),   S(G) = (G / mean of its eigenvalues + rho)^(-1/2)
+    A = A* + X S(M_p),   B_p = B*_p + Y S(A* M_p A*^T),   S(G) = (G / mean of its eigenvalues + rho)^-1
 
-A step along a direction that no protected prompt has is rho^(-1/2) times as long, and short along one that all have.
+A step along a direction that no protected prompt has is 1 / rho times as long, and short along one that all have.
 """
 
 import math
@@ -56,10 +57,10 @@ class KVConfig:
         ridge: rho of the coordinates; 0: the weights' own axes.
     """
 
-    weight: float = 3.0
+    weight: float = 1.0
     prompts: int = 1024
     generic: float = 0.5
-    ridge: float = 0.01
+    ridge: float = 0.03
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
@@ -101,15 +102,15 @@ def moved(student: Student, parent: Adapter, moments_PDD: Tensor) -> Tensor:
 
 
 def stretch(moments_PDD: Tensor, ridge: float) -> Tensor:
-    """S of every projection: (M / mean of its eigenvalues + rho)^(-1/2), symmetric, [P, D, D]."""
+    """S of every projection: (M / mean of its eigenvalues + rho)^-1, symmetric, [P, D, D]."""
+    mean_P = moments_PDD.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY)
+    identity_DD = torch.eye(moments_PDD.shape[1], device=moments_PDD.device)
     # One by one, for memory: SDXL has 140 projections with D = 2048.
-    return torch.stack([_inverse_root(moments_DD, ridge) for moments_DD in moments_PDD])
-
-
-def _inverse_root(moments_DD: Tensor, ridge: float) -> Tensor:
-    values_D, vectors_DD = torch.linalg.eigh(moments_DD / moments_DD.diagonal().mean().clamp_min(TINY))
-    found: Tensor = vectors_DD * (values_D.clamp_min(0) + ridge).rsqrt() @ vectors_DD.T
-    return found
+    inverted = [
+        torch.linalg.inv(m_DD / mean + ridge * identity_DD) for m_DD, mean in zip(moments_PDD, mean_P, strict=True)
+    ]
+    found = torch.stack(inverted)
+    return (found + found.transpose(1, 2)) / 2
 
 
 class KV(Method):

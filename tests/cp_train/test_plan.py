@@ -96,16 +96,15 @@ def test_the_distilled_prompts_are_the_concept_its_noun_and_one_earlier_concept(
 
 def test_protected_prompts_name_every_earlier_concept_and_never_the_new_one(tiny_base: BaseModel) -> None:
     config = LearningConfig(method="kv", templates=TEMPLATES, kv=KVConfig(prompts=64, generic=0.25))
-    found = plan_of(tiny_base, config, earlier=3).protected_prompts()
-    assert len(found) == 64
-    assert [sum(f"<c{index}>" in prompt for prompt in found) for index in range(3)] == [16, 16, 16]
-    assert not any("my-mug" in prompt for prompt in found)
-    assert {f.format("<c1>") for f in TEMPLATES} <= set(found)
-    assert found == plan_of(tiny_base, config, earlier=3).protected_prompts()
-    assert "" in found
-    first = plan_of(tiny_base, config).protected_prompts()
-    assert len(first) == 16
-    assert not any("<" in prompt for prompt in first)
+    captions, own = plan_of(tiny_base, config, earlier=3).protected_prompts()
+    assert (len(captions), len(own)) == (16, 48)
+    assert [sum(f"<c{index}>" in prompt for prompt in own) for index in range(3)] == [16, 16, 16]
+    assert not any("my-mug" in prompt for prompt in own)
+    assert {f.format("<c1>") for f in TEMPLATES} <= set(own)
+    assert (captions, own) == plan_of(tiny_base, config, earlier=3).protected_prompts()
+    assert "" in captions
+    assert not any("<" in prompt for prompt in captions)
+    assert plan_of(tiny_base, config).protected_prompts() == (captions, [])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from cp_train.denoise import LoopConfig
 from cp_train.fisher import FisherConfig
 from cp_train.methods import PRODUCT
 from cp_train.methods.dsc import DSCConfig
-from cp_train.methods.kv import KVConfig
+from cp_train.methods.kv import KVConfig, protect
 from cp_train.phase import Shard, State
 from cp_train.plan import LearningConfig, Plan
 from cp_train.prompts import concept_prompts
@@ -135,6 +135,15 @@ def test_a_protected_prompt_that_is_too_long_is_left_out(tiny_base: BaseModel) -
         tokenize(tiny_base, concept_prompts(config.templates, plan.earlier[0])[1], {"c0": 1})
     moments = task_of(plan, tiny_base).protect()
     assert torch.isfinite(moments).all()
+
+
+def test_each_earlier_concept_is_protected_as_much_as_all_captions_together(tiny_base: BaseModel) -> None:
+    config = LearningConfig.for_method("kv", loop=CONFIG.loop, kv=KVConfig(prompts=48, generic=0.25))
+    task = task_of(plan_of(tiny_base, config, earlier=3), tiny_base)
+    captions, own = task.plan.protected_prompts()
+    each = [[prompt for prompt in own if f"<c{index}>" in prompt] for index in range(3)]
+    means = [protect(tiny_base, task.student.tokenize(prompts), task.parent) for prompts in (captions, *each)]
+    torch.testing.assert_close(task.protect(), torch.stack(means).sum(0))
 
 
 def test_joint_training_learns_every_concept_from_its_own_pictures(tiny_base: BaseModel) -> None:

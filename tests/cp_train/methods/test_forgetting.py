@@ -42,7 +42,7 @@ def learned(
 ) -> Student:
     student = Student(base, parent, concept, seed=0)
     old = protected_prompts(TEMPLATES, [FOX] if parent.tokens else [], 64, 0.5, torch.Generator().manual_seed(0))
-    memory = Memory(parent, fisher, protect(base, student.tokenize(old), parent))
+    memory = Memory(parent, fisher, protect(base, student.tokenize([*old[0], *old[1]]), parent))
     pictures = Pictures.of_one(latents_of(base, concept), concept_prompts(TEMPLATES, concept))
     phase = Denoising(student, student, pictures, CONFIG, Shard())
     chosen = find_method(method)(memory, weight=0.3, kv_weight=10.0, kv_ridge=kv_ridge)

@@ -93,12 +93,12 @@ def test_composed_penalties_add_each_with_its_own_weight(tiny_base: BaseModel) -
 def test_coordinates_are_stretched_where_no_protected_prompt_is() -> None:
     # Eigenvalues 3 and 1 (mean 2) along the axes, then along the diagonals.
     along, across = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-    steep, flat = (1.5 + 0.1) ** -0.5, (0.5 + 0.1) ** -0.5
+    steep, flat = 1 / (1.5 + 0.1), 1 / (0.5 + 0.1)
     half, rest = (steep + flat) / 2, (steep - flat) / 2
     expected = torch.tensor([[[steep, 0.0], [0.0, flat]], [[half, rest], [rest, half]]])
     torch.testing.assert_close(stretch(torch.stack([along, across]), 0.1), expected)
     nowhere = stretch(torch.zeros(1, 2, 2), 0.25)
-    torch.testing.assert_close(nowhere, 2 * torch.eye(2).unsqueeze(0), msg="with nothing protected all are alike")
+    torch.testing.assert_close(nowhere, 4 * torch.eye(2).unsqueeze(0), msg="with nothing protected all are alike")
 
 
 def test_the_coordinates_of_both_factors_are_symmetric_maps(tiny_base: BaseModel) -> None:

@@ -26,26 +26,28 @@ class Adam:
 
     def __init__(self, groups: Sequence[Group], coordinates: Mapping[nn.Parameter, LinearMap]) -> None:
         self.groups = groups
-        # What torch's Adam moves is a step alone: it starts at zero each time, so that nothing is lost in a difference.
-        steps = [[torch.zeros_like(parameter) for parameter in group.parameters] for group in groups]
-        self.adam = torch.optim.Adam([{"params": own} for own in steps])
-        self.moves = [
-            (parameter, step, coordinates.get(parameter, _own_axes))
-            for group, own in zip(groups, steps, strict=True)
-            for parameter, step in zip(group.parameters, own, strict=True)
+        # In place of a parameter that has a map, torch's Adam moves a step alone; it starts at zero each time, so that
+        # nothing is lost in a difference.
+        self.mapped = [
+            (parameter, torch.zeros_like(parameter), coordinates[parameter])
+            for group in groups
+            for parameter in group.parameters
+            if parameter in coordinates
         ]
+        steps = {parameter: step for parameter, step, _ in self.mapped}
+        self.adam = torch.optim.Adam([{"params": [steps.get(p, p) for p in group.parameters]} for group in groups])
 
     @torch.no_grad()
     def step(self, number: int) -> None:
         """Make a step, counted from 0, along the parameters' gradients."""
         for options, group in zip(self.adam.param_groups, self.groups, strict=True):
             options["lr"] = group.rate(number)
-        for parameter, step, mapped in self.moves:
+        for parameter, step, along in self.mapped:
             step.zero_()
-            step.grad = None if parameter.grad is None else mapped(parameter.grad)
+            step.grad = None if parameter.grad is None else along(parameter.grad)
         self.adam.step()
-        for parameter, step, mapped in self.moves:
-            parameter.add_(mapped(step))
+        for parameter, step, along in self.mapped:
+            parameter.add_(along(step))
 
     def state(self) -> State:
         """Adam's moments, as flat tensors."""
@@ -59,7 +61,3 @@ class Adam:
             index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = value
         self.adam.load_state_dict({"state": moments, "param_groups": self.adam.state_dict()["param_groups"]})
-
-
-def _own_axes(x: Tensor) -> Tensor:
-    return x

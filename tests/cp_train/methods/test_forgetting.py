@@ -45,7 +45,7 @@ def learned(
     memory = Memory(parent, fisher, protect(base, student.tokenize([*old[0], *old[1]]), parent))
     pictures = Pictures.of_one(latents_of(base, concept), concept_prompts(TEMPLATES, concept))
     phase = Denoising(student, student, pictures, CONFIG, Shard())
-    chosen = find_method(method)(memory, weight=0.3, kv_weight=10.0, kv_ridge=kv_ridge)
+    chosen = find_method(method)(memory, weight=0.5, kv_weight=10.0, kv_ridge=kv_ridge)
     Loop(student, chosen, [phase]).run(lambda *_: None)
     return student
 
@@ -76,7 +76,7 @@ def test_ewc_dc_and_kv_forget_much_less_than_finetuning_and_still_learn(embedded
     assert forgotten["finetune"] > 0.01
     new = Student(embedded_base, fox.adapter(), ROBOT, seed=0)
     for method in ("ewc_dc", "kv"):
-        assert forgotten[method] < forgotten["finetune"] / 2
+        assert forgotten[method] < forgotten["finetune"] / 3
         assert loss(embedded_base, after[method], ROBOT) < 0.99 * loss(embedded_base, new, ROBOT)
         assert torch.isfinite(after[method].up_KR).all()
 

@@ -3,11 +3,11 @@
     likeness = s(drawn, references) / s(references)
 
 with s(X, Y) the mean cosine of the judge's features over all pairs and s(X) over pairs of different pictures: 1 where
-what is drawn is as like the references as they are like each other. Beside it prompts that nobody trained on, and how
-much of the first concept plain fine-tuning on five in a row leaves. What is learned of one subject is kept, so that a
-run that was interrupted goes on with the next.
+what is drawn is as like the references as they are like each other. Beside it prompts that nobody trained on, and what
+plain fine-tuning and the default method leave of five learned in a row. What is known of one subject, and of one row,
+is kept, so that a run that was interrupted goes on with the next.
 
-    python -m cp_train.benchmark.personalization -o DIR     writes personalization.json and personalized.png
+    python -m cp_train.benchmark.personalization -o DIR     writes personalization.json, personalized.png, in_a_row.png
 """
 
 import json
@@ -68,8 +68,8 @@ class Trial:
 
     Attributes:
         subjects: learned one by one, each from nothing.
-        row: how many of them are also learned one after the other by `finetune`.
-        config: of the single ones.
+        row: how many of them are also learned one after the other, by `finetune` and by the method of `config`.
+        config: of the single ones, and of a row.
     """
 
     subjects: Sequence[Subject]
@@ -77,8 +77,11 @@ class Trial:
     config: LearningConfig = field(default_factory=lambda: LearningConfig.for_method(DEFAULT))
 
 
-def measure(base: BaseModel, features: Features, trial: Trial, kept: Path) -> tuple[dict[str, Any], bytes]:
-    """The figures, and a PNG: for each subject its references, then pictures of every prompt.
+def measure(base: BaseModel, features: Features, trial: Trial, kept: Path) -> tuple[dict[str, Any], bytes, bytes]:
+    """The figures, and two PNGs, a row for each subject: its references, then what is drawn of it.
+
+    The first has pictures of every prompt, of a subject learned alone; the second the same prompt's after all in a row
+    by `finetune`, then by the method of the trial.
 
     Args:
         base: to learn on.
@@ -87,25 +90,33 @@ def measure(base: BaseModel, features: Features, trial: Trial, kept: Path) -> tu
         kept: folder for what is known of each subject, of this base, these features and this trial alone.
     """
     few = [replace(subject, images=subject.images[:REFERENCES]) for subject in trial.subjects]
-    progress = Progress("learn", len(few) + min(trial.row, len(few)))
+    chain = few[: trial.row]
+    plain = LearningConfig.for_method("finetune", rank=trial.config.rank, loop=trial.config.loop)
+    progress = Progress("learn", len(few) + 2 * len(chain))
     results = []
     for number, subject in enumerate(few, 1):
         learned = partial(_alone, base, features, subject, trial.config)
         results.append(_kept(kept / f"{subject.concept.name}.npz", learned))
         progress.update(number, subject.concept.name)
+    rows = {}
+    for config in (plain, trial.config):
+        learned = partial(_in_a_row, base, features, chain, config, progress)
+        rows[config.method] = _kept(kept / f"{config.method}.row.npz", learned)
     figures = {
         **{
             key: fmean([found[key] for found, _ in results])
             for key in ("likeness", "seconds", "in_blue", "blue_before")
         },
         "concepts": {subject.concept.name: found for subject, (found, _) in zip(few, results, strict=True)},
-        "finetune_in_a_row": _in_a_row(base, features, few[: trial.row], trial.config, progress),
+        "in_a_row": {method: found for method, (found, _) in rows.items()},
         "method": trial.config.method,
         "steps": trial.config.loop.steps,
         "rank": trial.config.rank,
         "references": REFERENCES,
     }
-    return figures, grid(torch.stack([row for _, row in results]))
+    shown_MNHWC = torch.stack([to_bytes(subject.images, base.image_size) for subject in chain])
+    left = grid(torch.cat([shown_MNHWC, *(drawn for _, drawn in rows.values())], 1))
+    return figures, grid(torch.stack([row for _, row in results])), left
 
 
 def _kept(path: Path, work: Callable[[], tuple[dict[str, Any], Tensor]]) -> tuple[dict[str, Any], Tensor]:
@@ -143,21 +154,25 @@ def _blue(pictures_SHWC: Tensor) -> float:
 
 def _in_a_row(
     base: BaseModel, features: Features, subjects: Sequence[Subject], config: LearningConfig, progress: Progress
-) -> dict[str, list[float]]:
-    """Likeness of every subject right after it was learned by `finetune`, and after the last one."""
-    plain, history = LearningConfig.for_method("finetune", rank=config.rank, loop=config.loop), History()
+) -> tuple[dict[str, Any], Tensor]:
+    """Likeness of every subject right after it was learned and after the last one; pictures [M, N, H, W, 3] of then."""
+    history = History()
     learned = []
     for number, subject in enumerate(subjects, 1):
-        history = learn(base, plain, subjects[:number], history, seed=0).history
-        learned.append(_likeness_of(base, features, subject, history.adapters[subject.concept.name]))
-        progress.update(progress.done + 1, f"{subject.concept.name} in a row")
+        history = learn(base, config, subjects[:number], history, seed=0).history
+        learned.append(_drawn(base, features, subject, history.adapters[subject.concept.name])[0])
+        progress.update(progress.done + 1, f"{subject.concept.name} in a row by {config.method}")
     last = list(history.adapters.values())[-1]
-    return {"learned": learned, "at_the_end": [_likeness_of(base, features, subject, last) for subject in subjects]}
+    at_the_end = [_drawn(base, features, subject, last) for subject in subjects]
+    found = {"learned": learned, "at_the_end": [likeness for likeness, _ in at_the_end]}
+    return found, torch.stack([drawn_SHWC[:_SHOWN] for _, drawn_SHWC in at_the_end])
 
 
-def _likeness_of(base: BaseModel, features: Features, subject: Subject, adapter: Adapter) -> float:
-    drawn_PSHWC = draw(base, adapter, [PROMPTS[0].format(subject.concept.name)], SEEDS)
-    return likeness(features.images(drawn_PSHWC[0]), features.images(to_bytes(subject.images, base.image_size)))
+def _drawn(base: BaseModel, features: Features, subject: Subject, adapter: Adapter) -> tuple[float, Tensor]:
+    """Likeness under the first prompt, and its pictures uint8 [S, H, W, 3]."""
+    drawn_SHWC = draw(base, adapter, [PROMPTS[0].format(subject.concept.name)], SEEDS)[0]
+    shown_NHWC = to_bytes(subject.images, base.image_size)
+    return likeness(features.images(drawn_SHWC), features.images(shown_NHWC)), drawn_SHWC
 
 
 def likeness(drawn_ND: Tensor, references_MD: Tensor) -> float:
@@ -184,8 +199,9 @@ def _spent(cost: Cost) -> dict[str, float]:
 
 def write(folder: Path, base: str, trial: Trial, *, kept: Path) -> None:
     """Measure a base by its judge, and leave figures and pictures in `folder`; `kept` as in `measure`."""
-    figures, sheet = measure(load_base(base), open_features(AUTO, base), trial, kept)
+    figures, sheet, left = measure(load_base(base), open_features(AUTO, base), trial, kept)
     write_whole(folder / "personalized.png", sheet)
+    write_whole(folder / "in_a_row.png", left)
     write_whole(folder / "personalization.json", json.dumps(figures, indent=1) + "\n")
 
 

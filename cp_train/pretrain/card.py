@@ -59,13 +59,22 @@ those pictures (the judge's features), as a share of theirs among themselves.
 | likeness, mean of {concepts} | {likeness:.2f} |
 | seconds of training | {seconds:.0f} |
 | "a <...> in blue" is blue (without "in blue") | {in_blue:.0%} ({blue_before:.0%}) |
-| plain `finetune` on {row} in a row: likeness of the first, when learned and at the end | {before:.2f}, {after:.2f} |
 
 Each row: the pictures it was taught, then four of each prompt, uncurated: {prompts}.
 Only the first of these was trained on. What to expect of the others, by eye: a colour and a ground are followed, but
 the colour fills the whole shape; beside another thing, or as a cartoon, little of what was learned is left.
 
 ![learned concepts](personalized.png)
+
+{row} of them in a row, each from its pictures alone: likeness when it was learned -> after the last one.
+
+| method | {first} |
+|---|{rule}|
+{chains}
+
+Each row: the pictures it was taught, four by `{plain}` after the last one, four by `{method}`.
+
+![what is left](in_a_row.png)
 
 ## Made from
 | style | package | version | licence | author | of trained things | of held-out things | of others | used for |
@@ -125,9 +134,25 @@ def card(metrics: dict[str, Any], learned: dict[str, Any], provenance: list[dict
         names=", ".join(concept.noun for concept in judged),
         composed=", ".join(f'"{prompt}"' for prompt in composed_prompts(judged)),
         concepts=len(learned["concepts"]),
-        row=len(learned["finetune_in_a_row"]["learned"]),
-        before=learned["finetune_in_a_row"]["learned"][0],
-        after=learned["finetune_in_a_row"]["at_the_end"][0],
+        **_chains(learned),
         prompts=", ".join(f'"{prompt.format("...")}"' for prompt in PROMPTS),
         **{key: learned[key] for key in _LEARNED},
     )
+
+
+def _chains(learned: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of those learned in a row."""
+    rows: dict[str, dict[str, list[float]]] = learned["in_a_row"]
+    plain = next(iter(rows))
+    names = list(learned["concepts"])[: len(rows[plain]["learned"])]
+    table = [
+        " | ".join(f"{then:.2f} -> {end:.2f}" for then, end in zip(row["learned"], row["at_the_end"], strict=True))
+        for row in rows.values()
+    ]
+    return {
+        "row": len(names),
+        "plain": plain,
+        "first": " | ".join(names),
+        "rule": "|".join("---" for _ in names),
+        "chains": "\n".join(f"| `{method}` | {cells} |" for method, cells in zip(rows, table, strict=True)),
+    }

@@ -9,7 +9,7 @@
     unet       -> unet/
     export     -> model/pipeline, model/clip, model/judge: float16, as shipped
     evaluate   -> model/metrics.json, model/judged.png, model/composed.png
-    personalize -> model/personalization.json, model/personalized.png
+    personalize -> model/personalization.json, model/personalized.png, model/in_a_row.png
     card       -> model/README.md
 
 Long stages keep a checkpoint in checkpoints/ and continue from it. `begin_from` puts the parts of a model that ships

@@ -47,18 +47,24 @@ def test_subjects_are_learned_alone_and_in_a_row(brief, subjects, tmp_path, monk
     config = LearningConfig.for_method("ewc_dc", rank=2, loop=loop, fisher=FisherConfig(batches=1))
     trial = Trial(subjects=subjects[:2], row=2, config=config)
     features = open_features(brief.features, brief.base)
-    figures, sheet = measure(base, features, trial, tmp_path)
+    figures, sheet, left = measure(base, features, trial, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(personalization, "_alone", lambda *_: pytest.fail("it is kept"))
-        assert measure(base, features, trial, tmp_path) == (figures, sheet)
+        patch.setattr(personalization, "learn", lambda *_, **__: pytest.fail("it is kept"))
+        assert measure(base, features, trial, tmp_path) == (figures, sheet, left)
     names = [subject.concept.name for subject in subjects[:2]]
     assert list(figures["concepts"]) == names
     assert figures["likeness"] == pytest.approx(np.mean([figures["concepts"][name]["likeness"] for name in names]))
-    assert len(figures["finetune_in_a_row"]["learned"]) == len(figures["finetune_in_a_row"]["at_the_end"]) == 2
-    assert figures["finetune_in_a_row"]["learned"][1] == figures["finetune_in_a_row"]["at_the_end"][1]
+    assert list(figures["in_a_row"]) == ["finetune", "ewc_dc"]
+    for row in figures["in_a_row"].values():
+        assert len(row["learned"]) == len(row["at_the_end"]) == 2
+        assert row["learned"][1] == row["at_the_end"][1]
+    alone = figures["concepts"][names[0]]["likeness"]
+    assert figures["in_a_row"]["ewc_dc"]["learned"][0] == pytest.approx(alone)
     assert json.loads(json.dumps(figures)) == figures
     with Image.open(BytesIO(sheet)) as drawn:
         assert drawn.size == (base.image_size * (5 + 4 * len(PROMPTS)), base.image_size * 2)
+    with Image.open(BytesIO(left)) as drawn:
+        assert drawn.size == (base.image_size * (5 + 4 + 4), base.image_size * 2)
 
 
 def test_a_base_without_a_judge_is_refused_by_the_command(brief, tmp_path, capsys):

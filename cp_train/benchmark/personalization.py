@@ -10,6 +10,7 @@ is kept, so that a run that was interrupted goes on with the next.
     python -m cp_train.benchmark.personalization -o DIR     writes personalization.json, personalized.png, in_a_row.png
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -41,7 +42,8 @@ from cp_train.pretrain.render import Pixels
 from services.adapter import Adapter
 from services.arguments import Parser
 from services.base_model import BaseModel, load_base
-from services.errors import PalimpsestError
+from services.errors import InputError, PalimpsestError
+from services.manifest import canonical
 from services.telemetry import configure_logging
 
 log = logging.getLogger("palimpsest.personalization")
@@ -87,21 +89,20 @@ def measure(base: BaseModel, features: Features, trial: Trial, kept: Path) -> tu
         base: to learn on.
         features: to compare by.
         trial: what is tried.
-        kept: folder for what is known of each subject, of this base, these features and this trial alone.
+        kept: folder for what is known already.
     """
     few = [replace(subject, images=subject.images[:REFERENCES]) for subject in trial.subjects]
     chain = few[: trial.row]
     plain = LearningConfig.for_method("finetune", rank=trial.config.rank, loop=trial.config.loop)
-    progress = Progress("learn", len(few) + 2 * len(chain))
-    results = []
-    for number, subject in enumerate(few, 1):
-        learned = partial(_alone, base, features, subject, trial.config)
-        results.append(_kept(kept / f"{subject.concept.name}.npz", learned))
-        progress.update(number, subject.concept.name)
-    rows = {}
-    for config in (plain, trial.config):
-        learned = partial(_in_a_row, base, features, chain, config, progress)
-        rows[config.method] = _kept(kept / f"{config.method}.row.npz", learned)
+    alone = [Work(subject.concept.name, [subject], trial.config, _alone) for subject in few]
+    in_a_row = [Work(f"{config.method}-in-a-row", chain, config, _in_a_row) for config in (plain, trial.config)]
+    works = {kept / work.file(base, features): work for work in (*alone, *in_a_row)}
+    progress = Progress("learn", sum(len(work.subjects) for path, work in works.items() if not path.exists()))
+    found = [_kept(path, partial(work.look, base, features, work, progress)) for path, work in works.items()]
+    results, rows = (
+        found[: len(few)],
+        {work.config.method: it for work, it in zip(in_a_row, found[len(few) :], strict=True)},
+    )
     figures = {
         **{
             key: fmean([found[key] for found, _ in results])
@@ -113,13 +114,41 @@ def measure(base: BaseModel, features: Features, trial: Trial, kept: Path) -> tu
         "steps": trial.config.loop.steps,
         "rank": trial.config.rank,
         "references": REFERENCES,
+        "threads": torch.get_num_threads(),
     }
     shown_MNHWC = torch.stack([to_bytes(subject.images, base.image_size) for subject in chain])
     left = grid(torch.cat([shown_MNHWC, *(drawn for _, drawn in rows.values())], 1))
     return figures, grid(torch.stack([row for _, row in results])), left
 
 
-def _kept(path: Path, work: Callable[[], tuple[dict[str, Any], Tensor]]) -> tuple[dict[str, Any], Tensor]:
+Found = tuple[dict[str, Any], Tensor]
+"""Figures, and pictures uint8."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Some subjects to learn, and how they are looked at.
+
+    Attributes:
+        label: what it is called.
+        subjects: in order.
+        config: how each is learned.
+        look: makes the figures and the pictures, and tells of every subject that is learned.
+    """
+
+    label: str
+    subjects: Sequence[Subject]
+    config: LearningConfig
+    look: Callable[[BaseModel, Features, "Work", Progress], Found]
+
+    def file(self, base: BaseModel, features: Features) -> str:
+        """Where the outcome is kept: another name for whatever else decides it."""
+        images = [subject.digest for subject in self.subjects]
+        told = {"base": base.ref.revision, "features": features.digest, "images": images, **self.config.flat()}
+        return f"{self.label}-{hashlib.sha256(canonical(told)).hexdigest()[:16]}.npz"
+
+
+def _kept(path: Path, work: Callable[[], Found]) -> Found:
     """What `work` returns, or returned before."""
     if not path.exists():
         found, row = work()
@@ -130,11 +159,11 @@ def _kept(path: Path, work: Callable[[], tuple[dict[str, Any], Tensor]]) -> tupl
         return json.loads(str(stored["figures"])), torch.from_numpy(stored["row"])
 
 
-def _alone(
-    base: BaseModel, features: Features, subject: Subject, config: LearningConfig
-) -> tuple[dict[str, Any], Tensor]:
+def _alone(base: BaseModel, features: Features, work: Work, progress: Progress) -> Found:
     """One subject's figures, and its row of pictures uint8 [N, H, W, 3]."""
-    learned = learn(base, config, [subject], History(), seed=0)
+    (subject,) = work.subjects
+    learned = learn(base, work.config, [subject], History(), seed=0)
+    progress.update(progress.done + 1, work.label)
     adapter = learned.history.adapters[subject.concept.name]
     drawn_PSHWC = draw(base, adapter, [prompt.format(subject.concept.name) for prompt in PROMPTS], SEEDS)
     shown_NHWC = to_bytes(subject.images, base.image_size)
@@ -152,18 +181,16 @@ def _blue(pictures_SHWC: Tensor) -> float:
     return fmean([float(coloured(picture.numpy()) == "blue") for picture in pictures_SHWC])
 
 
-def _in_a_row(
-    base: BaseModel, features: Features, subjects: Sequence[Subject], config: LearningConfig, progress: Progress
-) -> tuple[dict[str, Any], Tensor]:
+def _in_a_row(base: BaseModel, features: Features, work: Work, progress: Progress) -> Found:
     """Likeness of every subject right after it was learned and after the last one; pictures [M, N, H, W, 3] of then."""
     history = History()
     learned = []
-    for number, subject in enumerate(subjects, 1):
-        history = learn(base, config, subjects[:number], history, seed=0).history
+    for number, subject in enumerate(work.subjects, 1):
+        history = learn(base, work.config, work.subjects[:number], history, seed=0).history
         learned.append(_drawn(base, features, subject, history.adapters[subject.concept.name])[0])
-        progress.update(progress.done + 1, f"{subject.concept.name} in a row by {config.method}")
+        progress.update(progress.done + 1, f"{subject.concept.name}, {work.label}")
     last = list(history.adapters.values())[-1]
-    at_the_end = [_drawn(base, features, subject, last) for subject in subjects]
+    at_the_end = [_drawn(base, features, subject, last) for subject in work.subjects]
     found = {"learned": learned, "at_the_end": [likeness for likeness, _ in at_the_end]}
     return found, torch.stack([drawn_SHWC[:_SHOWN] for _, drawn_SHWC in at_the_end])
 
@@ -214,7 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line.add_argument("--concepts", type=int, default=8, help="how many (default: %(default)s)")
     try:
         given = line.parse_args(arguments)
-        trial = Trial(subjects=shipped("reporting")[: given.concepts])
+        known = shipped("reporting")
+        if not 1 <= given.concepts <= len(known):
+            raise InputError(f"concepts: from 1 to {len(known)}, not {given.concepts}.", param="concepts")
+        trial = Trial(subjects=known[: given.concepts])
         write(given.output, given.base, trial, kept=given.output / "kept")
     except PalimpsestError as error:
         print(f"error: {error.message}", file=sys.stderr)

@@ -22,7 +22,8 @@ CHOSEN = "chosen.json"
 _RATES = tuple({"loop.lr": rate} for rate in (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3))
 _SMALL_RATES = tuple({"loop.lr": rate} for rate in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3))
 _LARGE_RATES = tuple({"loop.lr": rate} for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
-_LAMBDAS = tuple({"weight": weight} for weight in (1e-2, 1e-1, 1.0, 10.0, 100.0))
+_LAMBDAS = tuple({"weight": weight} for weight in (1e-3, 1e-2, 1e-1, 1.0, 10.0))
+_BESIDE_KV = tuple({"weight": weight} for weight in (1e-4, 1e-3, 1e-2, 1e-1, 1.0))
 _CLORA = tuple({"weight": weight} for weight in (1.0, 10.0, 100.0, 1e3, 1e4))
 _PROTECTION = tuple({"kv.weight": weight} for weight in (0.1, 0.3, 1.0, 3.0, 10.0))
 _STEPS = tuple({"dsc.steps": steps} for steps in (25, 50, 100, 200, 300))
@@ -41,7 +42,7 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "ewc_vera": _LAMBDAS,
     "ewc_dc_vera": _LAMBDAS,
     "kv": _PROTECTION,
-    "ewc_dc_kv": _PROTECTION,
+    "ewc_dc_kv": _BESIDE_KV,
     "dsc_kv": _PROTECTION,
     "dsc_ewc_dc_kv": _PROTECTION,
     "dsc": _STEPS,

@@ -55,7 +55,7 @@ class Method:
         student: how the weights are parametrised.
         token_only: train the embedding and leave the weights alone.
         reads_fisher: its penalty needs the Fisher information.
-        protects: its penalty needs the second moments of protected prompts.
+        protects: its penalty and its coordinates need the second moments of protected prompts.
         distils: a second phase follows (`methods/dsc.py`).
         alone: every concept is learned from the bare base, whatever was learned before.
         replays: all concepts' images are there at once.

@@ -105,12 +105,11 @@ def stretch(moments_PDD: Tensor, ridge: float) -> Tensor:
     """S of every projection: (M / mean of its eigenvalues + rho)^-1, symmetric, [P, D, D]."""
     mean_P = moments_PDD.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY)
     identity_DD = torch.eye(moments_PDD.shape[1], device=moments_PDD.device)
-    # One by one, for memory: SDXL has 140 projections with D = 2048.
-    inverted = [
-        torch.linalg.inv(m_DD / mean + ridge * identity_DD) for m_DD, mean in zip(moments_PDD, mean_P, strict=True)
-    ]
-    found = torch.stack(inverted)
-    return (found + found.transpose(1, 2)) / 2
+    found_PDD = torch.empty_like(moments_PDD)
+    for s_DD, m_DD, mean in zip(found_PDD, moments_PDD, mean_P, strict=True):  # one by one: SDXL has 140 of 2048 x 2048
+        inverse_DD = torch.linalg.inv(m_DD / mean + ridge * identity_DD)
+        s_DD.copy_((inverse_DD + inverse_DD.T) / 2)
+    return found_PDD
 
 
 class KV(Method):

@@ -11,9 +11,11 @@ from torch import Tensor
 from cp_train.denoise import MAX_SEED, Denoising, LoopConfig, Pictures, check_shares
 from cp_train.loop import Loop
 from cp_train.methods import Memory, Method
+from cp_train.methods.composed import DSCEWCDCKV, EWCDCKV
 from cp_train.methods.dsc import Distillation, DSCConfig
 from cp_train.methods.ewc import EWC
 from cp_train.methods.finetune import Finetune
+from cp_train.methods.kv import protect
 from cp_train.phase import Phase, Rate, Shard, State
 from cp_train.student import Student
 from services import scores
@@ -46,19 +48,20 @@ def loop_of(
     base: BaseModel,
     *,
     shard: Shard = Shard(),  # noqa: B008
-    penalized: bool = True,
+    method: type[Method] = EWC,
     distils: bool = False,
     token_only: bool = False,
     **changes: Any,
 ) -> Loop:
     student = student_of(base, earlier=("fox",))
     parent = student.adapter()
-    memory = Memory(parent, TrainingState(torch.ones_like(parent.down_PRD), torch.ones_like(parent.up_KR)))
-    method: Method = (EWC if penalized else Finetune)(memory, weight=0.5)
+    fisher = TrainingState(torch.ones_like(parent.down_PRD), torch.ones_like(parent.up_KR))
+    protected = protect(base, student.tokenize(["a photo of a <fox>", ""]), parent) if method.protects else None
+    chosen = method(Memory(parent, fisher, protected), weight=0.5, kv_weight=1.0, kv_ridge=0.1)
     config = LoopConfig(**{"steps": STEPS, "batch_size": 4, "warmup": 2, "lr": 0.01} | changes)
     pictures = Pictures.of_one(random_latents(base, 3), PROMPTS)
     phases: list[Phase] = [Denoising(student, student, pictures, config, shard, token_only=token_only)]
-    return Loop(student, method, [*phases, distillation_of(student, config, shard)] if distils else phases)
+    return Loop(student, chosen, [*phases, distillation_of(student, config, shard)] if distils else phases)
 
 
 def draw(loop: Loop, step: int = 0) -> tuple[scores.Trial, Tensor]:
@@ -75,19 +78,19 @@ def equal(left: list[Tensor], right: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("distils", [False, True])
+@pytest.mark.parametrize(("method", "distils"), [(EWC, False), (EWC, True), (EWCDCKV, False), (DSCEWCDCKV, True)])
 def test_a_run_resumed_from_any_checkpoint_ends_with_the_same_weights_bit_by_bit(
-    any_base: BaseModel, tmp_path: Path, distils: bool
+    any_base: BaseModel, tmp_path: Path, method: type[Method], distils: bool
 ) -> None:
     end = STEPS + (SECOND if distils else 0)
 
     def keep(step: int, _loss: float, state: Any) -> None:
         save_file(state(), tmp_path / f"{step}.safetensors")
 
-    whole = loop_of(any_base, distils=distils)
+    whole = loop_of(any_base, method=method, distils=distils)
     whole.run(keep)
     for step in range(1, end + 1):
-        resumed = loop_of(any_base, distils=distils)
+        resumed = loop_of(any_base, method=method, distils=distils)
         steps: list[int] = []
         resumed.restore(load_file(tmp_path / f"{step}.safetensors"))
         assert resumed.step == step
@@ -177,7 +180,7 @@ def test_what_is_reported_is_the_denoising_loss_without_the_penalty(tiny_base: B
 
 
 def test_the_penalty_is_part_of_what_is_descended(tiny_base: BaseModel) -> None:
-    plain, penalized = (loop_of(tiny_base, steps=4, penalized=flag, lr=0.05) for flag in (False, True))
+    plain, penalized = (loop_of(tiny_base, method=kind, steps=4, lr=0.05) for kind in (Finetune, EWC))
     start = penalized.student.up_KR.detach().clone()
     for loop in (plain, penalized):
         loop.run(lambda *_: None)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -51,6 +52,9 @@ def test_subjects_are_learned_alone_and_in_a_row(brief, subjects, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(personalization, "learn", lambda *_, **__: pytest.fail("it is kept"))
         assert measure(base, features, trial, tmp_path) == (figures, sheet, left)
+        other = replace(trial, config=replace(config, weight=2 * config.weight))
+        with pytest.raises(pytest.fail.Exception):
+            measure(base, features, other, tmp_path)
     names = [subject.concept.name for subject in subjects[:2]]
     assert list(figures["concepts"]) == names
     assert figures["likeness"] == pytest.approx(np.mean([figures["concepts"][name]["likeness"] for name in names]))
@@ -65,6 +69,14 @@ def test_subjects_are_learned_alone_and_in_a_row(brief, subjects, tmp_path, monk
         assert drawn.size == (base.image_size * (5 + 4 * len(PROMPTS)), base.image_size * 2)
     with Image.open(BytesIO(left)) as drawn:
         assert drawn.size == (base.image_size * (5 + 4 + 4), base.image_size * 2)
+
+
+def test_a_shorter_row_is_another_one(brief, subjects, tmp_path):
+    base, features = load_base(brief.base, device="cpu"), open_features(brief.features, brief.base)
+    config = LearningConfig.for_method("kv", rank=2, loop=LoopConfig(steps=1, batch_size=2))
+    for row in (2, 1):
+        figures, _, _ = measure(base, features, Trial(subjects=subjects[:2], row=row, config=config), tmp_path)
+        assert len(figures["in_a_row"]["kv"]["learned"]) == row
 
 
 def test_a_base_without_a_judge_is_refused_by_the_command(brief, tmp_path, capsys):

@@ -114,6 +114,25 @@ def test_the_coordinates_of_both_factors_are_symmetric_maps(tiny_base: BaseModel
     assert KV(memory, kv_ridge=0.0).coordinates(student) == {}
 
 
+def test_each_projection_is_stretched_by_its_own_moments_and_b_by_those_behind_a(tiny_base: BaseModel) -> None:
+    student = student_of(tiny_base, earlier=("fox",))
+    moments = protect(tiny_base, student.tokenize(PROMPTS), student.adapter())
+    parent, ridge = student.adapter(), 0.5
+    along_down, along_up = KV(Memory(parent, None, moments), kv_ridge=ridge).coordinates(student).values()
+
+    def solved(move: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+        shape = moment / (moment.trace() / len(moment)) + ridge * torch.eye(len(moment))
+        return torch.linalg.solve(shape, move, left=False)
+
+    down, up = torch.randn_like(student.down_PRD), torch.randn_like(student.up_KR)
+    expected = [solved(a, m) for a, m in zip(down, moments, strict=True)]
+    torch.testing.assert_close(along_down(down), torch.stack(expected), rtol=1e-3, atol=1e-4)
+    behind = parent.down_PRD @ moments @ parent.down_PRD.transpose(1, 2)
+    rows = up.split(tiny_base.layout.widths)
+    expected = [solved(b, m) for b, m in zip(rows, behind, strict=True)]
+    torch.testing.assert_close(along_up(up), torch.cat(expected), rtol=1e-3, atol=1e-4)
+
+
 def test_in_these_coordinates_one_step_moves_protected_prompts_less(tiny_base: BaseModel) -> None:
     torch.manual_seed(0)
     student = student_of(tiny_base, earlier=("fox",))

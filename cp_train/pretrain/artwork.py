@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 LICENCES = {
     "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
@@ -38,7 +38,8 @@ class ArtworkError(RuntimeError):
 class Package:
     """One pinned npm package; `style` is our name of its drawing style.
 
-    `other` names what is left out: it means another thing here than elsewhere.
+    `other` names what is left out: it means another thing here than elsewhere. `bitmaps` says that its drawings are
+    WebP files, not vector graphics.
     """
 
     style: str
@@ -47,7 +48,7 @@ class Package:
     sha512: str
     licence: str
     author: str
-    kind: Literal["iconify", "webp"] = "iconify"
+    bitmaps: bool = False
     other: frozenset[str] = frozenset()
 
     @property
@@ -109,7 +110,7 @@ STYLES: tuple[Package, ...] = (
         sha512="Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
         licence="MIT",
         author="Microsoft Corporation (Fluent Emoji 3D), packaged by LobeHub",
-        kind="webp",
+        bitmaps=True,
     ),
     Package(
         style="emojione",
@@ -224,7 +225,7 @@ class Artwork:
         """Code -> SVG text or WebP bytes, of every drawing in the style that has a label."""
         package = package_of(style)
         path = fetch(package, self.cache)
-        pairs = _webps(path) if package.kind == "webp" else self._icons(package, path)
+        pairs = _webps(path) if package.bitmaps else self._icons(package, path)
         found: dict[str, str | bytes] = {}
         for key, drawing in pairs:
             if key in self.labels:

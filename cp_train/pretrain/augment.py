@@ -1,8 +1,8 @@
-"""Random changes a picture survives: what CLIP's image tower and the judge are trained under.
+"""Random changes a picture survives: what CLIP's image towers and the judge are trained under.
 
-Each picture is turned, sized, moved and mirrored by one affine map, then changed in light. The judge, which must know
-a thing in styles it has never seen, also sees drawings of it blended, bent out of shape, in other hues, in grey,
-through a random filter or as an outline, blurred, and with a patch missing.
+Each picture is turned, sized, moved and mirrored by one affine map, then changed in light. The judge and CLIP's second
+tower, which must know a thing in styles they have never seen, also see it bent out of shape, in other hues, in grey,
+through a random filter or as an outline, blurred, and with a patch missing; the judge alone, two drawings blended.
 """
 
 import math
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _GROUND = 1.0  # white, outside the picture
+_CUT = 0.3  # of the side
 
 
 def moved(x_BCHW: Tensor, chance: torch.Generator, *, turn: float = 12.0) -> Tensor:
@@ -27,7 +28,7 @@ def moved(x_BCHW: Tensor, chance: torch.Generator, *, turn: float = 12.0) -> Ten
     return functional.grid_sample(x_BCHW - _GROUND, grid, align_corners=False) + _GROUND
 
 
-def bent(x_BCHW: Tensor, chance: torch.Generator, *, by: float = 0.1) -> Tensor:
+def bent(x_BCHW: Tensor, chance: torch.Generator, *, by: float) -> Tensor:
     """Sheared, stretched and smoothly bent: every point moved by a field of this deviation (half sides)."""
     count, _, side, _ = x_BCHW.shape
     linear_B22 = torch.eye(2) + by * torch.randn(count, 2, 2, generator=chance)
@@ -51,7 +52,7 @@ def blended(x_BCHW: Tensor, y_BCHW: Tensor, chance: torch.Generator) -> Tensor:
     return parts * x_BCHW + (1 - parts) * y_BCHW
 
 
-def filtered(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tensor:
+def filtered(x_BCHW: Tensor, chance: torch.Generator, share: float) -> Tensor:
     """Some pictures through a random filter of their own, mixed with themselves (RandConv, arXiv 2007.13003).
 
     It changes colours and texture and keeps shapes. The filter's output has the picture's own mean and spread.
@@ -70,7 +71,7 @@ def filtered(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Ten
     return torch.where(_some(count, share, chance), keep * x_BCHW + (1 - keep) * out, x_BCHW).clamp(-1, 1)
 
 
-def traced(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.12) -> Tensor:
+def traced(x_BCHW: Tensor, chance: torch.Generator, share: float) -> Tensor:
     """Some pictures as dark outlines on white: the strength of their brightness's gradient."""
     padded = functional.pad(x_BCHW.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     across, down = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2], padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
@@ -85,7 +86,7 @@ def relit(x_BCHW: Tensor, chance: torch.Generator, *, by: float = 0.25) -> Tenso
     return (x_BCHW * (1 + gain) + lift * 0.5).clamp(-1, 1)
 
 
-def rehued(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tensor:
+def rehued(x_BCHW: Tensor, chance: torch.Generator, share: float) -> Tensor:
     """In some pictures the colours turned about the grey axis by any angle, and some of those in grey."""
     count = len(x_BCHW)
     angle = torch.rand(count, generator=chance) * 2 * math.pi
@@ -98,17 +99,17 @@ def rehued(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tenso
     return torch.where(_some(count, share, chance), turned, x_BCHW)
 
 
-def blurred(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.3) -> Tensor:
+def blurred(x_BCHW: Tensor, chance: torch.Generator, share: float) -> Tensor:
     """Some pictures at half the resolution, as a poor generator would draw them."""
     side = x_BCHW.shape[-1]
     soft = functional.interpolate(functional.avg_pool2d(x_BCHW, 2), size=side, mode="bilinear", align_corners=False)
     return torch.where(_some(len(x_BCHW), share, chance), soft, x_BCHW)
 
 
-def cut(x_BCHW: Tensor, chance: torch.Generator, share: float = 0.5, size: float = 0.3) -> Tensor:
-    """In some pictures a square of noise somewhere, of this share of the side."""
+def cut(x_BCHW: Tensor, chance: torch.Generator, share: float) -> Tensor:
+    """In some pictures a square of noise somewhere."""
     count, _, side, _ = x_BCHW.shape
-    width = int(side * size)
+    width = int(side * _CUT)
     at = torch.arange(side)
     top_B, left_B = (torch.rand(2, count, generator=chance) * (side - width)).long()
     rows = (at >= top_B[:, None]) & (at < top_B[:, None] + width)

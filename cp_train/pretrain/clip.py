@@ -15,7 +15,7 @@ read, the mean z of a caption's tokens, is raised beside it:
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from cp_train.pretrain.augment import moved, relit
 from cp_train.pretrain.captions import caption, neutral
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
+from cp_train.pretrain.loop import Schedule, Trainer, autocast, dice, generator
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import on
 from cp_train.pretrain.scenes import Painter, tensor
@@ -83,7 +83,7 @@ def build(config: ClipConfig, tokenizer: CLIPTokenizer, size: int = 64) -> Any:
 def train(config: ClipConfig, tokenizer: CLIPTokenizer, painter: Painter, checkpoint: Path) -> Any:
     """The trained CLIPModel with averaged weights."""
     size = painter.pictures.rgba_NHW4.shape[1]
-    trainer = Trainer("clip", build(config, tokenizer, size), config.schedule, checkpoint)
+    trainer = Trainer("clip", build(config, tokenizer, size), config.schedule, checkpoint, asdict(config))
 
     def loss(step: int) -> tuple[Tensor, str]:
         chance = dice(config.seed, step)
@@ -110,7 +110,7 @@ def objective(
     model: Any, x_BCHW: Tensor, texts: list[str], tokenizer: CLIPTokenizer, *, spread: float = 0.0
 ) -> tuple[Tensor, str]:
     """The loss above, and the share of pictures whose own caption fits best."""
-    with quick():
+    with autocast():
         out = model(pixel_values=x_BCHW, **encode(tokenizer, texts))
     logits_BB = out.logits_per_image.float()
     same_BB = alike(texts)

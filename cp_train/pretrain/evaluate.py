@@ -18,7 +18,7 @@ from PIL import Image
 from cp_train.evaluation.distances import unbiased_kid
 from cp_train.evaluation.draw import GUIDANCE, STEPS
 from cp_train.pretrain import clip, judge, vae
-from cp_train.pretrain.captions import plain
+from cp_train.pretrain.captions import plain, with_article
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.progress import Progress
 from cp_train.pretrain.render import Pixels, on
@@ -27,14 +27,14 @@ from cp_train.pretrain.splits import HELD_OUT_STYLES, JUDGE_HELD_OUT_STYLES, TRA
 SEEDS = 4
 
 COMPOSED = (
-    "a blue {0}",
-    "a {1} in green",
-    "a photo of a {0} on a red background",
-    "a {0} and a {1}",
-    "a sketch of a {0}",
-    "a flat drawing of a {1}",
+    "{blue}",
+    "{two} in green",
+    "a photo of {one} on a red background",
+    "{one} and {two}",
+    "a sketch of {one}",
+    "a flat drawing of {two}",
 )
-"""Prompts of the second grid: how words combine."""
+"""Prompts of the second grid: how words combine; of two things, and the first of them in blue."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def measure(models: Models, pictures: Library, concepts: tuple[Concept, ...], fo
         "retrieval": clip.retrieval(models.clip, models.pipeline.tokenizer, pictures, _trained(concepts)),
         "vae_db": _vae_figures(models.pipeline.vae, pictures, concepts),
         "seconds": timing(models.pipeline),
-        "settings": {"steps": STEPS, "guidance": GUIDANCE, "seeds": SEEDS},
+        "settings": {"steps": STEPS, "guidance": GUIDANCE, "seeds": SEEDS, "threads": torch.get_num_threads()},
     }
 
 
@@ -71,10 +71,10 @@ def _drawn(pipeline: Any, judged: tuple[Concept, ...]) -> Iterator[Pixels]:
         progress.update(number)
 
 
-def generate(pipeline: Any, prompts: list[str], *, seed: int = 0, guidance: float = GUIDANCE) -> list[Pixels]:
+def generate(pipeline: Any, prompts: list[str], *, seed: int = 0) -> list[Pixels]:
     """One picture a prompt; the n-th prompt's noise has seed `seed + n`."""
     chances = [torch.Generator().manual_seed(seed + n) for n in range(len(prompts))]
-    out = pipeline(prompts, num_inference_steps=STEPS, guidance_scale=guidance, generator=chances, output_type="np")
+    out = pipeline(prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=chances, output_type="np")
     return [np.asarray((image * 255).round(), np.uint8) for image in out.images]
 
 
@@ -86,7 +86,11 @@ def composed(pipeline: Any, judged: tuple[Concept, ...]) -> list[Pixels]:
 def composed_prompts(judged: tuple[Concept, ...]) -> list[str]:
     """Every prompt of COMPOSED for two pairs of concepts, the first and the last of the list and two inside."""
     pairs = ((judged[0], judged[-1]), (judged[len(judged) // 2], judged[len(judged) // 3]))
-    return [text.format(one.noun, two.noun) for text in COMPOSED for one, two in pairs]
+    return [text.format(**_phrases(one.noun, two.noun)) for text in COMPOSED for one, two in pairs]
+
+
+def _phrases(one: str, two: str) -> dict[str, str]:
+    return {"one": with_article(one), "two": with_article(two), "blue": with_article(f"blue {one}", one)}
 
 
 def recognised(network: judge.Judge, drawn: list[Pixels], judged: tuple[Concept, ...]) -> float:

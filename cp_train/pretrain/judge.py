@@ -5,7 +5,7 @@ they are asked about, judged and held out, and on the rest of the artwork as fur
 end. The network is in `cp_train/evaluation/judge.py`, for the metrics use it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from cp_train.evaluation.judge import Judge, JudgeSize, Network, Trunk
 from cp_train.pretrain.augment import bent, blended, blurred, cut, filtered, moved, rehued, relit, traced
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
+from cp_train.pretrain.loop import Schedule, Trainer, autocast, dice, generator
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import Pixels, on
 from cp_train.pretrain.scenes import Painter, tensor
@@ -74,7 +74,8 @@ def _train(config: JudgeConfig, painter: Painter, further: tuple[Concept, ...], 
     torch.manual_seed(seed)
     shown, listed = (*painter.concepts, *further), len(painter.concepts)
     network = Network(config, len(shown))
-    trainer = Trainer(checkpoint.stem, network, config.schedule, checkpoint)
+    settings = {**asdict(config), "seed": seed}
+    trainer = Trainer(checkpoint.stem, network, config.schedule, checkpoint, settings)
 
     def loss(step: int) -> tuple[Tensor, str]:
         chance, noise = dice(seed, step), generator(seed, step)
@@ -117,7 +118,7 @@ def objective(
     network: Network, x_BCHW: Tensor, labels_B: Tensor, chance: torch.Generator, *, smoothing: float, restyle: float
 ) -> tuple[Tensor, str]:
     """Smoothed cross-entropy of features whose styles are mixed, and the batch's accuracy."""
-    with quick():
+    with autocast():
         logits_BK = network.logits(mixed(network, x_BCHW, chance, restyle))
     loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=smoothing)
     hit = (logits_BK.argmax(1) == labels_B).float().mean()
@@ -134,7 +135,7 @@ def mixed(trunk: Trunk, x_BCHW: Tensor, chance: torch.Generator, share: float) -
     return trunk.pooled(h_BCHW)
 
 
-def restyled(h_BCHW: Tensor, chance: torch.Generator, share: float = 0.5) -> Tensor:
+def restyled(h_BCHW: Tensor, chance: torch.Generator, share: float) -> Tensor:
     """Some pictures' channels with mean and spread mixed with another's (MixStyle, arXiv 2104.02008).
 
     These statistics tell how a thing is drawn more than what it is.

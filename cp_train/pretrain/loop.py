@@ -1,10 +1,11 @@
 """The training loop all stages share: checkpoints, exact resume, schedule, averaged weights.
 
 Every random draw of step i comes from a generator seeded with (seed, i), never from a running one, so a run that
-was killed and resumed from its checkpoint computes the same numbers as one that was not, on as many threads.
+was killed and resumed from its checkpoint computes the same numbers as one that was not, on as many threads. A
+checkpoint keeps the settings it was made with, and is refused under others.
 
 Learning rate: linear warm-up, constant, then to zero as 1 - sqrt over the last part of the run
-(warm-up-stable-decay, arXiv 2405.18392): a longer run continues a shorter one's stable phase.
+(warm-up-stable-decay, arXiv 2405.18392).
 Averaged weights: e <- d e + (1 - d) w, with d = min(decay, (1 + i) / (10 + i)).
 """
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cp_train.pretrain.progress import Progress
+from services.errors import RefusedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def quick() -> torch.autocast:
+def autocast() -> torch.autocast:
     """Multiplies in bfloat16 where the CPU can; where it would be emulated, float32 is many times as fast."""
     return torch.autocast("cpu", torch.bfloat16, enabled=bool(torch.cpu.get_capabilities().get("avx512_bf16")))
 
@@ -71,10 +73,16 @@ Loss = Callable[[int], tuple[Tensor, str]]
 
 
 class Trainer:
-    """Trains `model` under `schedule`, keeping its state in one checkpoint file."""
+    """Trains `model` under `schedule`, keeping its state in one checkpoint file.
 
-    def __init__(self, name: str, model: nn.Module, schedule: Schedule, checkpoint: Path) -> None:
+    `settings` are plain values, nested or not: all that decides the outcome beside the data, the schedule included.
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, schedule: Schedule, checkpoint: Path, settings: Mapping[str, Any]
+    ) -> None:
         self.name, self.model, self.schedule, self.checkpoint = name, model, schedule, checkpoint
+        self.settings = _flat(settings)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         groups = _groups(model, schedule.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.99), fused=True)
@@ -125,12 +133,28 @@ class Trainer:
         partial.replace(self.checkpoint)
 
     def resume(self) -> None:
-        """Continue from the checkpoint, if there is one."""
+        """Continue from the checkpoint, if there is one.
+
+        Raises:
+            RefusedError: it was made with other settings, or does not say with which.
+        """
         if self.checkpoint.exists():
-            self._restore_state(torch.load(self.checkpoint, weights_only=True))
+            state = torch.load(self.checkpoint, weights_only=True)
+            self._check(state.get("settings", {}))
+            self._restore_state(state)
+
+    def _check(self, made_with: Mapping[str, Any]) -> None:
+        now = self.settings
+        others = [name for name in {**now, **made_with} if made_with.get(name) != now.get(name)]
+        if others:
+            told = ", ".join(f"{name} was {made_with.get(name, 'not noted')}, is {now.get(name)}" for name in others)
+            raise RefusedError(
+                f"{self.checkpoint} was made with other settings ({told}): give the same, or delete it to begin anew."
+            )
 
     def _state(self) -> dict[str, Any]:
         return {
+            "settings": self.settings,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
@@ -142,6 +166,14 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = list(state["average"])
         self.step = state["step"]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings in one level: {"schedule": {"lr": 1}} is {"schedule.lr": 1}."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Pictograms: icons and outlines of the listed concepts, in one ink, from which the judge and CLIP's image tower learn.
 
-A concept has seven drawings in colour at most, three of them nearly alike; these show it in ten more hands. They are
-found by the concept's noun; where a package means something else by it (a "mouse" of a computer), the package says so.
+The two learn from eight drawings of a concept in colour at most, three of them nearly alike; these show it in ten more
+hands. They are found by the concept's noun; where a package means something else by it (a "mouse" of a computer), the
+package says so.
 """
 
 import io

@@ -6,7 +6,7 @@ concepts' pictograms. `redrawn.npz` holds drawings as other hands might have mad
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from cp_train.pretrain.loop import dice
 from cp_train.pretrain.pictograms import PICTOGRAMS
 from cp_train.pretrain.progress import Progress
 from cp_train.pretrain.redraw import redrawn
-from cp_train.pretrain.render import Pixels, picture
+from cp_train.pretrain.render import Pixels, check_renderer, picture
 from cp_train.pretrain.splits import (
     HELD_OUT_STYLES,
     JUDGE_STYLES,
@@ -97,12 +97,17 @@ def redrawings(out: Path) -> Library:
     """The drawings once more in other hands (`redraw.py`), kept in `out`: several a thing and style.
 
     Not of `openmoji`, on which nothing may be trained, nor where a style's drawings are no vector graphics.
+
+    Raises:
+        ArtworkError: a package cannot be had.
+        UnavailableError: what renders them is not installed.
     """
     path = out / "redrawn.npz"
     if not path.exists():
+        check_renderer()
         artwork = Artwork(out / "packages")
         listed = {concept.code for concept in concepts()}
-        styles = [style for style in sorted({*TRAIN_STYLES, *JUDGE_STYLES}) if package_of(style).kind == "iconify"]
+        styles = [style for style in sorted({*TRAIN_STYLES, *JUDGE_STYLES}) if not package_of(style).bitmaps]
         with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
             rows = [row for style in styles for row in _redrawn(artwork, style, listed, pool)]
         rgba, subjects, names = zip(*rows, strict=True)
@@ -132,9 +137,15 @@ def _hands(drawing: str | bytes, name: str, count: int) -> list[Pixels]:
 
 
 def library(out: Path) -> Library:
-    """The library in `out`, built from the packages the first time; writes `provenance.json` beside it."""
+    """The library in `out`, built from the packages the first time; writes `provenance.json` beside it.
+
+    Raises:
+        ArtworkError: a package cannot be had.
+        UnavailableError: what renders drawings is not installed.
+    """
     path = out / "pictures.npz"
     if not path.exists():
+        check_renderer()
         out.mkdir(parents=True, exist_ok=True)
         built = _build(Artwork(out / "packages"))
         write_whole(out / "provenance.json", json.dumps(provenance(built), indent=1) + "\n")
@@ -143,21 +154,28 @@ def library(out: Path) -> Library:
 
 
 def provenance(pictures: Library) -> list[dict[str, str | int]]:
-    """One row a package: name, version, licence, author, and how many of its pictures each purpose uses."""
+    """One row a package: name, version, licence, author, how many pictures of each kind, and what learned from them."""
     known = [concept.code for concept in concepts() if concept.trained]
     secret = [concept.code for concept in concepts() if not concept.trained]
     rows = [_origin(LABELS) | {"used": "nouns and groups"}]
     for package in (*STYLES, *PICTOGRAMS):
         mine = pictures.codes[pictures.styles == package.style]
-        counts = Counter(trained=int(np.isin(mine, known).sum()), held_out=int(np.isin(mine, secret).sum()))
-        scenery = len(mine) - counts.total()
-        use = f"training; others: VAE{' and judge' if package.style in JUDGE_STYLES else ''} only"
-        if package.style in HELD_OUT_STYLES:
-            use = "judge only" if package.style in JUDGE_STYLES else "measured against only"
-        if package in PICTOGRAMS:
-            use = "judge and image tower only"
-        rows.append(_origin(package) | counts | {"scenery": scenery, "used": use})
+        trained, held_out = int(np.isin(mine, known).sum()), int(np.isin(mine, secret).sum())
+        counts = {"trained": trained, "held_out": held_out, "scenery": len(mine) - trained - held_out}
+        rows.append({**_origin(package), **counts, "used": _used(package, counts)})
     return rows
+
+
+def _used(package: Package, counts: Mapping[str, int]) -> str:
+    """What learned from a package's drawings of each kind; `counts` says how many of each it has."""
+    pictogram, base = package in PICTOGRAMS, package.style in TRAIN_STYLES
+    judge = ["judge"] * (pictogram or package.style in JUDGE_STYLES)
+    learned = (
+        ("trained", counts["trained"], ["base model"] * base + ["image tower"] * pictogram + judge),
+        ("held out", counts["held_out"], judge),
+        ("others", counts["scenery"], ["VAE"] * base + judge),
+    )
+    return "; ".join(f"{kind}: {' and '.join(who) or 'measured against'}" for kind, count, who in learned if count)
 
 
 def _origin(package: Package) -> dict[str, str | int]:

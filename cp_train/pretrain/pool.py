@@ -36,8 +36,8 @@ STYLE_SHARE: Mapping[str, float] = {
     "streamline": 0.015,
 }
 """How often each style is drawn: the first three are views of the same drawings."""
-KIND_SHARE: Mapping[str, float] = {"plain": 0.7, "tint": 0.1, "ground": 0.1, "pair": 0.1}
-"""How often each kind of scene is drawn."""
+UNET_KIND_SHARE: Mapping[str, float] = {"plain": 0.7, "tint": 0.1, "ground": 0.1, "pair": 0.1}
+"""How often the U-Net is shown each kind of scene; of the kinds that the pool has."""
 SIMPLE = ("3d", "fluent")
 """Whose plain pictures are drawn first of all."""
 
@@ -53,7 +53,7 @@ class Pool:
 
     def draw(self, count: int, chance: random.Random, *, simple: float = 0.0) -> tuple[Tensor, list[str]]:
         """Latents [B, C, h, w] in float32 and a caption for each; `simple` is the share of SIMPLE beside all else."""
-        kinds = [kind for kind in KIND_SHARE if any(group[0] == kind for group in self._groups)]
+        kinds = [kind for kind in UNET_KIND_SHARE if any(group[0] == kind for group in self._groups)]
         picked = [self._pick(kinds, chance, simple) for _ in range(count)]
         texts = [caption(*self.scene(row, chance)) for row in picked]
         return torch.from_numpy(self.latents_NCHW[picked]).float(), texts
@@ -61,7 +61,7 @@ class Pool:
     def _pick(self, kinds: list[str], chance: random.Random, simple: float) -> int:
         if chance.random() < simple:
             return chance.choice(self._groups["plain", chance.choice(SIMPLE)])
-        kind = chance.choices(kinds, [KIND_SHARE[k] for k in kinds])[0]
+        kind = chance.choices(kinds, [UNET_KIND_SHARE[k] for k in kinds])[0]
         style = chance.choices(self.styles, [STYLE_SHARE[s] for s in self.styles])[0]
         return chance.choice(self._groups[kind, style])
 
@@ -101,7 +101,7 @@ class Pool:
 _COLOURS = (*TINTS, "grey", "black", "white")
 
 
-def build(painter: Painter, vae: Any, *, variants: int = 4, pairs: int = 14_000, seed: int = 15) -> Pool:
+def build(painter: Painter, vae: Any, *, variants: int, pairs: int, seed: int = 15) -> Pool:
     """Paint and encode: each picture plain, in `variants` tints, on `variants` grounds; and `pairs` pairs."""
     scenes = list(_scenes(painter, variants, pairs, dice(seed)))
     rows = np.array([_row(painter, scene) for scene in scenes], np.int16)

@@ -21,7 +21,10 @@ _INKS = ("#000", "#222", "#3e4347", "#5c3b1e", "#1b2a4a")
 _MARGIN = 0.2  #: of the side, around what may have moved out of the box
 _MANY = 5  #: shapes of which one can be spared
 
-Number = tuple[float, float, float]
+Box = tuple[float, float, float]
+"""Left, top and side of a square."""
+Colour = tuple[float, float, float]
+"""Red, green and blue, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def _recolouring(hand: Hand, chance: random.Random) -> Callable[[re.Match[str]],
     return recoloured
 
 
-def _reshaped(shape: re.Match[str], hand: Hand, box: Number, chance: random.Random, spare: float) -> str:
+def _reshaped(shape: re.Match[str], hand: Hand, box: Box, chance: random.Random, spare: float) -> str:
     """One shape moved, turned and stretched about where it begins, outlined, or left out."""
     tag, attributes, end = shape.groups()
     left, top, side = box
@@ -121,7 +124,7 @@ def _reshaped(shape: re.Match[str], hand: Hand, box: Number, chance: random.Rand
     return f"<{tag}{attributes}{end}>"
 
 
-def _framed(svg: str, box: Number, chance: random.Random) -> str:
+def _framed(svg: str, box: Box, chance: random.Random) -> str:
     """All of it turned and stretched a little, in a box that holds what moved out of the old one."""
     left, top, side = box
     margin = _MARGIN * side
@@ -138,7 +141,7 @@ def _about(x: float, y: float, *, moved: tuple[float, ...], turn: float, stretch
     return f"{there} rotate({turn:.2f}) scale({stretch[0]:.3f} {stretch[1]:.3f}) translate({-x:.3f} {-y:.3f})"
 
 
-def _box(svg: str) -> Number:
+def _box(svg: str) -> Box:
     """Left, top and side of the square that holds the viewBox."""
     found = _BOX.search(svg)
     assert found is not None  # every drawing of ours has one
@@ -146,7 +149,7 @@ def _box(svg: str) -> Number:
     return left, top, max(width, height)
 
 
-def _rgb(colour: str) -> Number:
+def _rgb(colour: str) -> Colour:
     digits = colour.lstrip("#")
     digits = digits if len(digits) > 3 else "".join(2 * digit for digit in digits)  # noqa: PLR2004
     red, green, blue = (int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4))

@@ -5,11 +5,14 @@ and scaled down, so that a concept sits in its picture the same way whoever drew
 `on` puts the subject on any background later.
 """
 
+import importlib.util
 import io
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from services.errors import UnavailableError
 
 SIZE = 64  #: pixels, of everything that is trained on
 MARGIN = 0.06  #: of the side, left free around the subject
@@ -18,6 +21,12 @@ _VISIBLE = 8  #: alpha
 
 Pixels = npt.NDArray[np.uint8]
 """HWC, RGBA or RGB."""
+
+
+def check_renderer() -> None:
+    """Raise `UnavailableError` unless what rasterises SVG is installed."""
+    if importlib.util.find_spec("resvg_py") is None:
+        raise UnavailableError("Rendering drawings needs one more package: pip install 'palimpsest[pretrain]'.")
 
 
 def picture(drawing: str | bytes, size: int = SIZE) -> Image.Image | None:

@@ -1,4 +1,4 @@
-"""Draws scenes at random and paints them from the library: what CLIP and the VAE learn from, and the U-Net's pool.
+"""Draws scenes at random and paints them from the library: what CLIP and the judge learn from, and the U-Net's pool.
 
 The kinds are plain, tinted, on a coloured ground, and pairs of two subjects in one style.
 """
@@ -16,8 +16,8 @@ from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import Pixels
 from cp_train.pretrain.splits import PICTOGRAM_STYLES, Concept
 
-KINDS: Mapping[str, float] = {"plain": 0.52, "tint": 0.14, "ground": 0.16, "pair": 0.18}
-"""How often each kind of scene is drawn."""
+CLIP_KIND_SHARE: Mapping[str, float] = {"plain": 0.52, "tint": 0.14, "ground": 0.16, "pair": 0.18}
+"""How often CLIP, and the tokenizer by its caption, meets each kind of scene; the U-Net's are others (`pool.py`)."""
 _GROUNDED, _INKED = 1 / 3, 0.5
 """Shares of single subjects on a coloured ground, and of pictograms in coloured ink."""
 _REDRAWN = 0.75
@@ -34,11 +34,11 @@ class Painter:
     redrawn: Library | None = None
     _colours: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
-    def scene(self, chance: random.Random, subject: Concept | None = None, style: str | None = None) -> Scene:
-        """A random scene, of a given subject or style if one is given."""
+    def scene(self, chance: random.Random, subject: Concept | None = None) -> Scene:
+        """A random scene, of a given subject if one is given."""
         subject = subject or chance.choice(self.concepts)
-        style = style or chance.choice(self.styles_of(subject))
-        kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
+        style = chance.choice(self.styles_of(subject))
+        kind = chance.choices(list(CLIP_KIND_SHARE), list(CLIP_KIND_SHARE.values()))[0]
         if kind == "tint":
             return Scene(subject=subject, style=style, tint=chance.choice(list(TINTS)))
         if kind == "ground":

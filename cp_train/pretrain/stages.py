@@ -10,10 +10,10 @@
     export     -> model/pipeline, model/clip, model/judge: float16, as shipped
     evaluate   -> model/metrics.json, model/judged.png, model/composed.png
     personalize -> model/personalization.json, model/personalized.png, model/in_a_row.png
-    card       -> model/README.md
+    card       -> model/README.md, model/provenance.json
 
 Long stages keep a checkpoint in checkpoints/ and continue from it. `begin_from` puts the parts of a model that ships
-in the place of the first stages' results, and its U-Net where the `unet` stage begins.
+in the place of the first stages' results, and its U-Net where the `unet` stage begins; started-from.txt names them.
 """
 
 import json
@@ -40,6 +40,7 @@ from cp_train.plan import LearningConfig
 from cp_train.pretrain import clip, evaluate, judge, pool, tokens, unet, vae, vision
 from cp_train.pretrain.card import card
 from cp_train.pretrain.clip import ClipConfig
+from cp_train.pretrain.digest import digest
 from cp_train.pretrain.judge import JudgeConfig
 from cp_train.pretrain.loop import Schedule
 from cp_train.pretrain.pictures import Library, library, redrawings
@@ -48,8 +49,10 @@ from cp_train.pretrain.splits import JUDGE_STYLES, TRAIN_STYLES, Concept, concep
 from cp_train.pretrain.unet import UNetConfig
 from cp_train.pretrain.vae import VaeConfig
 from cp_train.pretrain.vision import VisionConfig
+from services.errors import RefusedError
 
 START = "start"
+_STARTED_FROM = "started-from.txt"
 _SHIPPED = {
     "tokenizer": "pipeline/tokenizer",
     "clip": "clip",
@@ -59,6 +62,8 @@ _SHIPPED = {
     START: "pipeline/unet",
 }
 """Where a stage's result is in a model that ships."""
+_OWN = (*_SHIPPED, "pool.npz", "unet")
+"""The parts that a run makes without a model to start from, and what it makes with them: no other parts fit these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +170,22 @@ class Run:
         return folder if folder.is_dir() else None
 
     def begin_from(self, model: Path) -> None:
-        """Take over a model that ships, but for what is in this folder already.
+        """Take over a model that ships; after an interruption, what is still missing of it.
 
         Raises:
             FileNotFoundError: a part of it is missing.
+            RefusedError: this folder has parts of its own, or another model's.
         """
-        if missing := [part for part in _SHIPPED.values() if not (model / part).is_dir()]:
+        parts = sorted(set(_SHIPPED.values()))
+        if missing := [part for part in parts if not (model / part).is_dir()]:
             raise FileNotFoundError(f"{model} has no {missing[0]}: name the folder of a model this recipe exported")
+        named = "".join(f"{part} {digest(model / part)}\n" for part in parts)
+        told = self.out / _STARTED_FROM
+        if told.exists() and told.read_text("utf-8") != named:
+            raise RefusedError(f"{self.out} was started from another model than {model}: give that, or a new folder.")
+        if not told.exists() and (own := [name for name in _OWN if (self.out / name).exists()]):
+            raise RefusedError(f"{self.out} has its own {own[0]}, which {model} does not fit: give a new folder.")
+        write_whole(told, named)
         for name, part in _SHIPPED.items():
             if not (self.out / name).exists():
                 self.keep(name, partial(shutil.copytree, model / part, dirs_exist_ok=True))
@@ -248,8 +262,17 @@ def _export(run: Run) -> None:
         shutil.copytree(run.out / "judge", folder / "judge")
         for config in (folder / "pipeline/text_encoder/config.json", folder / "clip/config.json"):
             config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
+        for config in folder.rglob("config.json"):
+            _forget_where_it_was(config)
 
     run.keep("model", write)
+
+
+def _forget_where_it_was(config: Path) -> None:
+    """Drop the path that diffusers notes of a part it has loaded."""
+    facts = json.loads(config.read_text("utf-8"))
+    if facts.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
 def pipeline(run: Run, denoiser: Any = None) -> Any:
@@ -289,11 +312,14 @@ def _personalize(run: Run) -> None:
 
 def _card(run: Run) -> None:
     folder = run.out / "model"
-    metrics, learned, sources = (
-        json.loads(path.read_text("utf-8"))
-        for path in (folder / "metrics.json", folder / "personalization.json", run.out / "provenance.json")
-    )
-    write_whole(folder / "README.md", card(metrics, learned, sources))
+    shutil.copy2(run.out / "provenance.json", folder / "provenance.json")
+    write_whole(folder / "README.md", card_of(folder))
+
+
+def card_of(model: Path) -> str:
+    """The card of a model, from the figures that are in its folder."""
+    names = ("metrics", "personalization", "provenance")
+    return card(*(json.loads((model / f"{name}.json").read_text("utf-8")) for name in names))
 
 
 @dataclass(frozen=True)
@@ -328,6 +354,8 @@ def run_stage(run: Run, name: str) -> bool:
 
     Raises:
         FileNotFoundError: a stage it needs has not been made.
+        RefusedError: its checkpoint was made with other settings.
+        ArtworkError, UnavailableError: the drawings cannot be had or rendered.
     """
     stage = STAGES[name]
     if (run.out / stage.result).exists():

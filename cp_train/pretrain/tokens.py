@@ -33,8 +33,8 @@ EVERYDAY = (
 """Words of prompts to come."""
 
 
-def build(texts: Iterable[str], vocabulary: int = 2400, max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:
-    """A CLIP tokenizer trained on the texts; the start and end tokens come last, as in CLIP's own."""
+def build(texts: Iterable[str], vocabulary: int) -> CLIPTokenizer:
+    """A CLIP tokenizer of `vocabulary` tokens trained on the texts; start and end come last, as in CLIP's own."""
     backend = CLIPTokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -46,7 +46,7 @@ def build(texts: Iterable[str], vocabulary: int = 2400, max_tokens: int = MAX_TO
     model = json.loads(backend.to_str())["model"]
     vocab = _whole_alphabet([token for token in model["vocab"] if token not in (START, END)])
     merges = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def _whole_alphabet(tokens: list[str]) -> dict[str, int]:

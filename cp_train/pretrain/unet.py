@@ -9,7 +9,7 @@ prompt's embedding e comes from the frozen text tower and is replaced by that of
 classifier-free guidance (arXiv 2207.12598).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from cp_train.pretrain.clip import encode
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
+from cp_train.pretrain.digest import digest
+from cp_train.pretrain.loop import Schedule, Trainer, autocast, dice, generator
 from cp_train.pretrain.pool import Pool
 
 _SCHEDULE = Schedule(steps=14_000, lr=5e-4, warmup=500, decay=0.25, ema=0.9997, every=250)
@@ -107,10 +108,11 @@ def train(
     """The trained U-Net with averaged weights; `start` is the folder of one to begin from instead of from nothing."""
     _, latent, size, _ = pool.latents_NCHW.shape
     unet = build(config, latent=latent, size=size, context=text_tower.config.hidden_size)
+    settings = {**asdict(config), "start": digest(start) if start else None}
     if start is not None:
         config = config.trained_on()
         unet.load_state_dict(UNet2DConditionModel.from_pretrained(start).state_dict())
-    trainer = Trainer("unet", unet, config.schedule, checkpoint)
+    trainer = Trainer("unet", unet, config.schedule, checkpoint, settings)
     noising = Noising.capped(config.snr_cap)
     recent: list[float] = []
 
@@ -131,7 +133,7 @@ def train(
 def embed(text_tower: Any, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """What the U-Net attends to [B, L, D], each distinct text encoded once."""
     distinct = list(dict.fromkeys(texts))
-    with quick():
+    with autocast():
         states: Tensor = text_tower(**encode(tokenizer, distinct)).last_hidden_state.float()
     return states[[distinct.index(text) for text in texts]]
 
@@ -153,7 +155,7 @@ def objective(
     a_B = noising.alphas_T[t_B].view(-1, 1, 1, 1)
     x_t = a_B.sqrt() * z_BCHW + (1 - a_B).sqrt() * noise
     v = a_B.sqrt() * noise - (1 - a_B).sqrt() * z_BCHW
-    with quick():
+    with autocast():
         guess = unet(x_t, t_B, context_BLD).sample
     error_B = (guess.float() - v).square().mean((1, 2, 3))
     weighted: Tensor = error_B * noising.weights_T[t_B]

@@ -9,7 +9,7 @@ After training each latent channel is brought to mean 0 and deviation 1 by foldi
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from cp_train.pretrain.compose import GROUNDS, TINTS, paired, tinted
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
+from cp_train.pretrain.loop import Schedule, Trainer, autocast, dice, generator
 from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.render import Pixels, on
 from cp_train.pretrain.scenes import tensor
@@ -70,7 +70,8 @@ def _start_sharp(quant: Any, latent: int) -> None:
 
 def train(config: VaeConfig, pictures: Library, checkpoint: Path) -> Any:
     """The trained autoencoder with averaged weights and standard latents."""
-    trainer = Trainer("vae", build(config, pictures.rgba_NHW4.shape[1]), config.schedule, checkpoint)
+    size = pictures.rgba_NHW4.shape[1]
+    trainer = Trainer("vae", build(config, size), config.schedule, checkpoint, asdict(config))
     trainer.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> tuple[Tensor, str]:
@@ -102,7 +103,7 @@ def _any(pictures: Library, chance: random.Random) -> Pixels:
 
 def objective(model: Any, x_BCHW: Tensor, chance: torch.Generator, kl: float) -> tuple[Tensor, str]:
     """The loss above, and the batch's reconstruction error in dB."""
-    with quick():
+    with autocast():
         posterior = model.encode(x_BCHW.to(memory_format=torch.channels_last)).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=chance)
         y_BCHW = model.decode(posterior.mean + posterior.std * noise).sample

@@ -14,7 +14,7 @@ all else as it is, from W's columns for the classes being their names.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from cp_train.pretrain import clip
 from cp_train.pretrain.augment import moved, relit
 from cp_train.pretrain.captions import with_article
 from cp_train.pretrain.judge import disturbed, hardness, mixed
-from cp_train.pretrain.loop import Schedule, Trainer, dice, generator, quick
+from cp_train.pretrain.loop import Schedule, Trainer, autocast, dice, generator
 from cp_train.pretrain.scenes import Painter, tensor
 from cp_train.pretrain.splits import Concept
 
@@ -91,14 +91,14 @@ def train(config: VisionConfig, first: Any, tokenizer: CLIPTokenizer, painter: P
         x_BCHW, words, _ = shown(step, config.seed + 1, 1.0)
         return read(model, x_BCHW, words)
 
-    trainer = Trainer("vision", model, config.schedule, checkpoint)
+    trainer = Trainer("vision", model, config.schedule, checkpoint, asdict(config))
     trainer.run(learning)
     trainer.averaged()
     model.vision_model.requires_grad_(False)
     with torch.no_grad():
         model.visual_projection.weight[:, -len(painter.concepts) :] = names_TKD.mean(0).T
         model.logit_scale.fill_(math.log(config.scale))
-    trainer = Trainer("reading", model, config.reading, checkpoint.with_stem("reading"))
+    trainer = Trainer("reading", model, config.reading, checkpoint.with_stem("reading"), asdict(config))
     trainer.run(reading)
     return trainer.averaged()
 
@@ -126,7 +126,7 @@ def build(config: VisionConfig, first: Any, classes: int) -> Any:
 def learn(model: Any, x_BCHW: Tensor, words: Words, chance: torch.Generator, *, restyle: float) -> tuple[Tensor, str]:
     """The loss above, of features alone and in mixed styles: first the labelled pictures, then those with captions."""
     tower, named = model.vision_model, len(words.labels_B)
-    with quick():
+    with autocast():
         f_BD = mixed(tower.trunk, x_BCHW, chance, restyle)
         u_BD = functional.linear(f_BD, model.visual_projection.weight[:, : f_BD.shape[1]])
         own_BK = tower.logits(f_BD[:named])
@@ -137,7 +137,7 @@ def learn(model: Any, x_BCHW: Tensor, words: Words, chance: torch.Generator, *, 
 
 def read(model: Any, x_BCHW: Tensor, words: Words) -> tuple[Tensor, str]:
     """The loss above without the classes', of all that the finished tower tells."""
-    with torch.no_grad(), quick():
+    with torch.no_grad(), autocast():
         seen_BE = model.vision_model(pixel_values=x_BCHW).pooler_output
     return _said(model, model.visual_projection(seen_BE.float()), words)
 
@@ -157,7 +157,7 @@ def _said(model: Any, u_BD: Tensor, words: Words) -> tuple[Tensor, str]:
 @torch.no_grad()
 def _captions(model: Any, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     tokens = tokenizer(texts, padding="longest", truncation=True, return_tensors="pt")
-    with quick():
+    with autocast():
         out = model.get_text_features(input_ids=tokens.input_ids).pooler_output
     return functional.normalize(out.float(), dim=-1)
 

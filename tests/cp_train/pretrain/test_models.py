@@ -1,6 +1,7 @@
 """The parts that learn: what each computes, on sizes that take milliseconds."""
 
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +14,19 @@ from cp_train.pretrain import augment, clip, evaluate, judge, pool, tokens, unet
 from cp_train.pretrain.loop import Schedule, generator
 from cp_train.pretrain.render import on
 from cp_train.pretrain.scenes import tensor
+from cp_train.pretrain.splits import part
 from cp_train.pretrain.stages import Recipe
 
 TINY = Recipe.tiny()
-CHANGES = ("moved", "bent", "relit", "rehued", "filtered", "blurred", "cut")
+CHANGES = {
+    "moved": {},
+    "bent": {"by": 0.1},
+    "relit": {},
+    "rehued": {"share": 0.5},
+    "filtered": {"share": 0.5},
+    "blurred": {"share": 0.3},
+    "cut": {"share": 0.5},
+}
 
 
 @pytest.fixture
@@ -32,7 +42,7 @@ def test_any_text_becomes_known_tokens(tokenizer):
 
 
 def test_the_words_of_prompts_to_come_are_single_tokens(painter):
-    tokenizer = tokens.build(tokens.corpus(painter, 200))
+    tokenizer = tokens.build(tokens.corpus(painter, 200), Recipe().vocabulary)
     assert [len(tokenizer.tokenize(word)) for word in ("robot", "mug", "blue", "photo")] == [1, 1, 1, 1]
 
 
@@ -41,10 +51,10 @@ def test_a_concept_token_can_be_added(tokenizer):
     assert tokenizer.tokenize("a <v1> mug")[1] == "<v1>"
 
 
-@pytest.mark.parametrize("change", [getattr(augment, name) for name in CHANGES])
-def test_augmentations_keep_shape_and_range_and_repeat(change):
+@pytest.mark.parametrize("name", CHANGES)
+def test_augmentations_keep_shape_and_range_and_repeat(name):
     x_BCHW = torch.rand(6, 3, 16, 16) * 2 - 1
-    once, again = change(x_BCHW, generator(1, 2)), change(x_BCHW, generator(1, 2))
+    once, again = (getattr(augment, name)(x_BCHW, generator(1, 2), **CHANGES[name]) for _ in range(2))
     assert once.shape == x_BCHW.shape
     assert once.abs().max() <= 1.0001
     assert torch.equal(once, again)
@@ -103,7 +113,7 @@ def test_blended_drawings_are_parts_of_both():
 
 def test_a_restyled_map_has_its_shape_and_anothers_statistics():
     h_BCHW = torch.randn(40, 3, 8, 8) * torch.rand(40, 3, 1, 1) + torch.randn(40, 3, 1, 1)
-    out = judge.restyled(h_BCHW, generator(1, 2))
+    out = judge.restyled(h_BCHW, generator(1, 2), share=0.5)
     moments = [(h.mean((2, 3), keepdim=True), h.std((2, 3), keepdim=True)) for h in (h_BCHW, out)]
     (mean, spread), (new_mean, new_spread) = moments
     assert torch.allclose((out - new_mean) / new_spread, (h_BCHW - mean) / spread, atol=1e-3)
@@ -194,6 +204,14 @@ def test_a_grid_puts_pictures_in_rows(tmp_path):
     evaluate.grid([np.full((4, 4, 3), 9, np.uint8)] * 3, tmp_path / "g.png", columns=2)
     with Image.open(tmp_path / "g.png") as sheet:
         assert sheet.size == (8, 8)
+
+
+def test_composed_prompts_have_the_articles_that_captions_have():
+    prompts = evaluate.composed_prompts(part("judged"))
+    assert prompts[0] == "a blue exploding head"
+    assert "a photo of an exploding head on a red background" in prompts
+    assert "an exploding head and a toilet paper roll" in prompts
+    assert not [prompt for prompt in prompts if re.search(r"\ba [aeio]", prompt)]
 
 
 def test_focus_draws_the_noisy_timesteps_more_often():

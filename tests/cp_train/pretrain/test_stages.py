@@ -11,10 +11,14 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from cp_train.pretrain import __main__ as command
-from cp_train.pretrain import evaluate
+from cp_train.pretrain import evaluate, tokens
+from cp_train.pretrain.card import card
 from cp_train.pretrain.loop import Schedule, Trainer
+from cp_train.pretrain.pictures import Library
 from cp_train.pretrain.splits import HELD_OUT_STYLES
-from cp_train.pretrain.stages import STAGES, Recipe, Run, run_stage
+from cp_train.pretrain.stages import STAGES, Recipe, Run, card_of, run_stage
+from services.base_model import EMBEDDED
+from services.errors import RefusedError
 
 WEIGHTS = {
     "clip": "model.safetensors",
@@ -52,8 +56,48 @@ def test_a_killed_stage_continues_to_the_same_weights(stage, part, finished, tmp
     monkeypatch.undo()
     assert torch.load(checkpoint, weights_only=True)["step"] == steps // 2
     assert run_stage(run, stage)
-    whole, continued = (load_file(out / stage / WEIGHTS[stage]) for out in (finished.out, run.out))
-    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    assert same_weights(finished.out / stage, run.out / stage, WEIGHTS[stage])
+
+
+def without_its_unet(finished, folder):
+    """The same run before its `unet` stage, but with that stage's last checkpoint."""
+    shutil.copytree(finished.out, folder, ignore=shutil.ignore_patterns("model", "unet"))
+    return Run(folder, finished.recipe, finished.concepts)
+
+
+def test_a_checkpoint_of_a_finished_stage_is_its_result(finished, tmp_path):
+    run = without_its_unet(finished, tmp_path / "run")
+    assert run_stage(run, "unet")
+    assert same_weights(finished.out / "unet", run.out / "unet", WEIGHTS["unet"])
+
+
+def test_a_checkpoint_of_other_settings_is_refused(finished, tmp_path):
+    run = without_its_unet(finished, tmp_path / "run")
+    longer = replace(run, recipe=run.recipe.with_unet_steps(9))
+    with pytest.raises(RefusedError, match=r"unet\.pt was made with other settings \(schedule\.steps was 4, is 9\)"):
+        run_stage(longer, "unet")
+    wider = replace(run, recipe=replace(run.recipe, unet=replace(run.recipe.unet, focus=9.0)))
+    with pytest.raises(RefusedError, match=r"\(focus was 2\.5, is 9\.0\): give the same, or delete it"):
+        run_stage(wider, "unet")
+    assert not (run.out / "unet").exists()
+    run.checkpoint("unet").unlink()
+    assert run_stage(longer, "unet")
+
+
+def test_a_checkpoint_of_another_start_is_refused(finished, tmp_path):
+    run = without_its_unet(finished, tmp_path / "run")
+    shutil.copytree(finished.out / "unet", run.out / "start")
+    with pytest.raises(RefusedError, match=r"\(start was None, is [0-9a-f]{64}\)"):
+        run_stage(run, "unet")
+
+
+def test_a_checkpoint_that_does_not_say_its_settings_is_refused(finished, tmp_path):
+    run = without_its_unet(finished, tmp_path / "run")
+    state = torch.load(run.checkpoint("unet"), weights_only=True)
+    del state["settings"]
+    torch.save(state, run.checkpoint("unet"))
+    with pytest.raises(RefusedError, match="batch was not noted, is 4"):
+        run_stage(run, "unet")
 
 
 def test_a_finished_run_makes_nothing_again(finished):
@@ -72,6 +116,13 @@ def test_what_ships_is_a_stable_diffusion_pipeline_in_half_precision(finished):
     assert not list(folder.rglob("*.bin")) + list(folder.rglob("*.pt"))
 
 
+def test_no_path_of_the_maker_ships(finished):
+    for path in (finished.out / "model").rglob("*.json"):
+        text = path.read_text("utf-8")
+        assert "_name_or_path" not in text, path
+        assert str(finished.out) not in text, path
+
+
 def test_the_card_has_figures_and_sources(finished):
     text = (finished.out / "model" / "README.md").read_text("utf-8")
     metrics = json.loads((finished.out / "model" / "metrics.json").read_text("utf-8"))
@@ -80,7 +131,39 @@ def test_the_card_has_figures_and_sources(finished):
     assert "| shapes | none |" in text
     assert metrics["megabytes"].keys() == {"all", "judge"}
     assert "OFL-1.1: <https://" in text
-    assert all((finished.out / "model" / f"{name}.png").exists() for name in ("judged", "composed", "personalized"))
+    assert metrics["settings"]["threads"] == 1
+    for name in ("judged", "composed", "personalized", "in_a_row"):
+        assert (finished.out / "model" / f"{name}.png").exists()
+        assert f"]({name}.png)" in text
+
+
+def test_the_card_says_what_is_left_of_those_learned_in_a_row(finished):
+    folder = finished.out / "model"
+    metrics, learned = (
+        json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("metrics", "personalization")
+    )
+    only = next(iter(learned["concepts"].values()))
+    learned["concepts"] = {"owl": only, "fox": only, "never in a row": only}
+    learned["in_a_row"] = {
+        "finetune": {"learned": [1.0, 0.9], "at_the_end": [0.3, 0.8]},
+        "ours": {"learned": [0.7, 0.6], "at_the_end": [0.5, 0.4]},
+    }
+    text = card(metrics, learned, [])
+    head = text.index("| method | owl | fox |\n|---|---|---|\n")
+    assert text[head:].splitlines()[2:4] == [
+        "| `finetune` | 1.00 -> 0.30 | 0.90 -> 0.80 |",
+        "| `ours` | 0.70 -> 0.50 | 0.60 -> 0.40 |",
+    ]
+    assert "likeness when it was learned -> after the last one" in text
+
+
+def test_what_ships_is_as_small_as_it_says_and_its_card_says_its_figures():
+    model = EMBEDDED.parent
+    megabytes = evaluate.megabytes(model)
+    assert megabytes["all"] <= 60
+    assert megabytes["judge"] <= 8
+    assert json.loads((model / "metrics.json").read_text("utf-8"))["megabytes"] == megabytes
+    assert (model / "README.md").read_text("utf-8") == card_of(model)
 
 
 def test_the_text_tower_of_the_pipeline_is_clips(finished):
@@ -118,15 +201,84 @@ def test_a_model_that_lacks_a_part_is_refused_whole(run, finished, tmp_path):
     assert {path.name for path in run.out.iterdir()} == {"pictures.npz", "redrawn.npz", "provenance.json"}
 
 
+def test_a_start_that_was_interrupted_goes_on_with_that_model_alone(run, finished, tmp_path, monkeypatch):
+    keep, model = Run.keep, finished.out / "model"
+
+    def dies_at_the_vae(run, name, write):
+        if name == "vae":
+            raise KilledError
+        keep(run, name, write)
+
+    monkeypatch.setattr(Run, "keep", dies_at_the_vae)
+    with pytest.raises(KilledError):
+        run.begin_from(model)
+    monkeypatch.undo()
+    assert (run.out / "clip").exists()
+    assert not (run.out / "vae").exists()
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    (other / "judge/config.json").write_text("{}", "utf-8")
+    with pytest.raises(RefusedError, match=r"was started from another model than .*: give that, or a new folder"):
+        run.begin_from(other)
+    assert not (run.out / "vae").exists()
+    run.begin_from(model)
+    assert all((run.out / name).is_dir() for name in ("tokenizer", "clip", "vision", "vae", "judge", "start"))
+
+
+@pytest.mark.parametrize("own", ["vae", "unet", "pool.npz"])
+def test_a_run_that_made_parts_of_its_own_takes_no_others(own, run, finished):
+    source = finished.out / own
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, run.out / own)
+    before = sorted(path.name for path in run.out.iterdir())
+    with pytest.raises(RefusedError, match=rf"has its own {own}, which .* does not fit: give a new folder"):
+        run.begin_from(finished.out / "model")
+    assert sorted(path.name for path in run.out.iterdir()) == before
+
+
 def test_what_is_held_out_trains_nothing_but_the_judge(finished, few):
+    known = [concept.code for concept in few if concept.part in ("train", "judged")]
+    assert [concept.code for concept in finished.trained] == known
     secret = {concept.code for concept in few if not concept.trained}
     assert not {concept.code for concept in finished.painter.concepts} & secret
     assert not set(finished.painter.styles) & set(HELD_OUT_STYLES)
     with np.load(finished.out / "pool.npz") as pool:
         assert not set(pool["styles"].tolist()) & set(HELD_OUT_STYLES)
-        assert pool["rows"][:, 0].max() < len(finished.trained)
+        subjects, seconds = pool["rows"][:, 0], pool["rows"][:, 2]
+        assert subjects.max() < len(known)
+        assert 0 <= seconds.max() < len(known)
     asked = json.loads((finished.out / "judge/config.json").read_text("utf-8"))["codes"]
     assert asked == [concept.code for concept in few if concept.part != "train"]
+
+
+def test_with_other_held_out_pictures_and_names_only_the_judge_is_another(finished, tmp_path):
+    """The other way round: what was made without them is the same to the last bit."""
+    secret = [concept.code for concept in finished.concepts if not concept.trained]
+    named = tuple(c if c.trained else replace(c, noun="zzz", category="zzz") for c in finished.concepts)
+    run = Run(tmp_path / "run", finished.recipe, named)
+    run.out.mkdir()
+    for name in ("pictures.npz", "redrawn.npz"):
+        in_negative(Library.load(finished.out / name), secret).save(run.out / name)
+    shutil.copytree(finished.out / "tokenizer", run.out / "tokenizer")  # equally frequent tokens are ranked by chance
+    assert list(tokens.corpus(run.painter, 200)) == list(tokens.corpus(finished.painter, 200))
+    assert all(run_stage(run, stage) for stage in ("clip", "vae", "judge", "pool", "unet", "vision"))
+    same = {stage: same_weights(finished.out / stage, run.out / stage, file) for stage, file in WEIGHTS.items()}
+    assert same == {"clip": True, "vision": True, "vae": True, "judge": False, "unet": True}
+    with np.load(finished.out / "pool.npz") as one, np.load(run.out / "pool.npz") as other:
+        assert all((one[key] == other[key]).all() for key in one)
+
+
+def in_negative(library, codes):
+    """The same with every picture of these things, and every one in a held-out style, in negative."""
+    hidden = np.isin(library.codes, codes) | np.isin(library.styles, HELD_OUT_STYLES)
+    assert hidden.any()
+    rgba_NHW4 = library.rgba_NHW4.copy()
+    rgba_NHW4[hidden, ..., :3] = 255 - rgba_NHW4[hidden, ..., :3]
+    return replace(library, rgba_NHW4=rgba_NHW4)
+
+
+def same_weights(one, other, file):
+    first, second = load_file(one / file), load_file(other / file)
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_longer_training_changes_nothing_else():
@@ -154,6 +306,32 @@ def test_the_command_runs_one_stage(run, finished, monkeypatch, capsys):
 def test_the_command_says_what_is_missing(tmp_path, capsys):
     assert command.main(["--out", str(tmp_path), "--threads", "1", "--stage", "unet"]) == 1
     assert "error: unet needs pool and clip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--unet-steps", "--threads"])
+def test_the_command_refuses_numbers_that_cannot_be(flag, tmp_path, capsys):
+    assert command.main(["--out", str(tmp_path), flag, "0"]) == 1
+    assert f"error: argument {flag}: must be at least 1, not 0" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_says_why_a_model_is_refused(run, finished, capsys):
+    shutil.copytree(finished.out / "vae", run.out / "vae")
+    flags = ["--out", str(run.out), "--threads", "1", "--start", str(finished.out / "model")]
+    assert command.main(flags) == 1
+    assert f"error: {run.out} has its own vae" in capsys.readouterr().err
+
+
+def test_the_command_says_which_flags_did_not_reach_the_unet(run, finished, capsys):
+    run.begin_from(finished.out / "model")
+    shutil.copytree(finished.out / "unet", run.out / "unet")
+    flags = ["--out", str(run.out), "--threads", "1", "--stage", "unet"]
+    assert command.main(flags) == 0
+    assert capsys.readouterr().err == "unet: there already\n"
+    assert command.main([*flags, "--unet-steps", "9", "--start", str(finished.out / "model")]) == 0
+    said = capsys.readouterr().err
+    assert "unet: there already\nwarning: --unet-steps and --start not used" in said
+    assert str(run.checkpoint("unet")) in said
 
 
 def test_the_rate_rises_stays_and_falls_to_zero():

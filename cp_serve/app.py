@@ -13,6 +13,7 @@ from cp_serve.denoiser import Denoiser
 from cp_serve.house import House
 from cp_serve.http import build_app
 from cp_serve.janitor import sweep_forever
+from cp_serve.routing import router
 from cp_serve.scaling import by_images
 from services.errors import PalimpsestError
 from services.lineage import Registry
@@ -52,7 +53,7 @@ class Api:
         threading.Thread(target=_hook_up, args=(settings,), name="webhook", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> object:
-        return build_app(self.house, echo=False)
+        return build_app(self.house)
 
 
 def open_house(settings: Settings, denoiser: Any) -> House:
@@ -87,6 +88,7 @@ def application(settings: Settings) -> serve.Application:
         name="denoiser",
         max_ongoing_requests=4 * in_flight,
         max_queued_requests=in_flight,
+        request_router_config=router(),
         graceful_shutdown_timeout_s=drain,
         health_check_period_s=_HEALTH_SECONDS,
         ray_actor_options={"num_cpus": 0, "num_gpus": settings.replica_gpus},

@@ -80,16 +80,25 @@ class Bank:
         with self._lock:
             return self._use((lineage, number))
 
+    def __contains__(self, key: _Key) -> bool:
+        """Whether a version, (lineage, number), is in memory. To ask is not to use it."""
+        with self._lock:
+            return key in self._slots
+
     def pointers(self) -> dict[str, int]:
         """Lineage -> number of its live version here."""
         with self._lock:
             return dict(self._live)
 
-    def get(self, lineage: str, number: int, *, anew: bool = False) -> Slot:
+    def get(self, lineage: str, number: int, *, anew: bool = False, ahead: bool = False) -> Slot:
         """A version, fetched and verified unless it is here already. Blocks; denoising goes on.
 
-        A version is fetched once, however many ask for it; a slow one holds up nobody who asks for another. One that
-        was refused is not fetched again for a moment, unless `anew`.
+        A version is fetched once, however many ask for it; a slow one holds up nobody who asks for another.
+
+        Args:
+            lineage, number: the version.
+            anew: fetch it though it was refused a moment ago.
+            ahead: nobody needs it yet, so no live version goes to make room for it.
 
         Raises:
             NotFoundError: no such version.
@@ -108,7 +117,7 @@ class Bank:
                 since, error = self._failed.get(key, (0.0, None))
             if error and not anew and time.monotonic() - since < REFUSED_SECONDS:
                 raise error
-            return self._fetch(key)
+            return self._fetch(key, ahead=ahead)
 
     @contextmanager
     def hold(self, slot: Slot) -> Iterator[Slot]:
@@ -171,7 +180,7 @@ class Bank:
             self._metrics.bank_versions.set(len(self._slots))
             self._metrics.swap_age.set(time.monotonic() - self._swapped)
 
-    def _fetch(self, key: _Key) -> Slot:
+    def _fetch(self, key: _Key, *, ahead: bool) -> Slot:
         with self._lock:
             created = self._created.get(key[0])
         try:
@@ -186,7 +195,7 @@ class Bank:
                 return there
             if self._created.get(key[0]) == created:  # else the name was made anew while this was read
                 self._keep_in(key, slot)
-                self._evict(spared=slot)
+                self._evict(spared=None if ahead else slot)
         return slot
 
     def _refuse(self, key: _Key, error: PalimpsestError) -> None:

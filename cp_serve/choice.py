@@ -15,7 +15,7 @@ from services.canary import CANARY, Targets
 from services.errors import (
     BusyError,
     DeadlineError,
-    NotFoundError,
+    InputError,
     PalimpsestError,
     QuotaError,
     UnavailableError,
@@ -28,7 +28,7 @@ BASE = "base"
 PINNED = "pinned"
 _FETCHERS = 8
 """Versions that are read at once."""
-_NOT_ITS_FAULT = (BusyError, QuotaError, DeadlineError, UnavailableError)
+_NOT_ITS_FAULT = (BusyError, QuotaError, DeadlineError, UnavailableError, InputError)
 """Errors that say nothing of a version."""
 _T = TypeVar("_T")
 
@@ -148,10 +148,6 @@ class Chooser:
             done.exception()  # it is told to those who wait; perhaps nobody does any more
 
     def _resolve(self, lineage: str, version: str) -> int:
-        if version == CANARY:
-            if canary := self._registry.canary(lineage):
-                return canary.number
-            raise NotFoundError(f"Lineage `{lineage}` has no canary.", param="version")
         if version == LIVE and (number := self._bank.pointers().get(lineage)):
             return number
         try:

@@ -43,7 +43,9 @@ _CLASSIFYING = 8
 
 
 class Denoiser:
-    """One replica. Its constructor returns once every live version is loaded and the batch has run."""
+    """One replica. Its constructor returns once the batch has run and every live version is loaded, or was refused and
+    the one before it is loaded.
+    """
 
     def __init__(self, settings: Settings) -> None:
         configure_logging(settings.log_format)
@@ -191,7 +193,7 @@ class Denoiser:
             with span("denoiser.draw", model=model, steps=request.steps, n=len(drawings)) as told:
                 pictures = await self._pictures(drawings, places)
                 told.update(_timings(started, drawings))
-        return Drawn(pictures, model, digest, _timings(started, drawings), choice.arm)
+        return Drawn(pictures, model, digest, _timings(started, drawings))
 
     async def _pictures(self, drawings: Sequence[Drawing], places: Places) -> list[Picture]:
         """What comes of some drawings. If one fails or nobody waits any more, the others leave the batch."""
@@ -211,7 +213,7 @@ class Denoiser:
             raise InputError("model: the base has no concepts; name a lineage.", param="model")
         work = partial(classify_picture, self.base, self._prompts, slot, request.picture, trials=request.trials)
         with self._held(choice), span("denoiser.classify", trials=request.trials, model=slot.model):
-            found = await self._classifying.run(lambda check: work(check=check))
+            found = await self._classifying.run(lambda check: work(check=check), person=request.person)
         return Classified(found, slot.model, slot.digest, {"total": round(time.monotonic() - started, 4)})
 
     def _names(self, choice: Choice) -> tuple[str, str]:

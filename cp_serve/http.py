@@ -11,6 +11,7 @@ from cp_serve.answers import ERRORS, MAX_BODY_BYTES
 from cp_serve.guard import SCHEME, Guard
 from cp_serve.house import House
 from cp_serve.middleware import BodyLimit, RequestScope
+from cp_serve.request_id import RequestId
 from cp_serve.routes import classify, concepts, health, hooks, images, jobs, lineages, models, pages
 from services.errors import PalimpsestError
 
@@ -19,13 +20,8 @@ __all__ = ["ERRORS", "MAX_BODY_BYTES", "House", "build_app"]
 _ROUTES = (images, models, lineages, concepts, classify, jobs, hooks, health, pages)
 
 
-def build_app(house: House, *, echo: bool = True) -> FastAPI:
-    """The application.
-
-    Args:
-        house: what the routes work with.
-        echo: put `X-Request-Id` on the answers; Serve's proxy does it where there is one.
-    """
+def build_app(house: House) -> FastAPI:
+    """The application over what its routes work with."""
     # A redirect for a slash at the end would lead to whatever the Host header says.
     # Its documentation page asks no third party for its scripts.
     app = FastAPIOffline(
@@ -41,7 +37,8 @@ def build_app(house: House, *, echo: bool = True) -> FastAPI:
         app.include_router(module.router)
     app.add_middleware(BodyLimit, seconds=house.settings.body_seconds)
     app.add_middleware(Guard, house=house)
-    app.add_middleware(RequestScope, traffic=house.traffic, echo=echo)
+    app.add_middleware(RequestScope, traffic=house.traffic)
+    app.add_middleware(RequestId)
     app.add_exception_handler(PalimpsestError, answers.known)
     app.add_exception_handler(RequestValidationError, answers.invalid)
     app.add_exception_handler(HTTPException, answers.plain)

@@ -4,7 +4,8 @@ Whoever comes first with a key claims it in the store (one conditional write, so
 ingress and over a restart), and leaves the answer there. The record is `answers/<digest of the key>.json` with the
 digest of the request; neither the key nor the request can be read from it. The same key of two people is two keys. A
 claim whose holder died is given up after `patience`; what failed is not kept, so that it can be tried again. Two who
-find a dead holder's claim at the same moment may both carry it out, to the same pixels.
+find a dead holder's claim at the same moment may both carry it out: to the same pictures, for what is left to chance
+follows from the key (`seed`), and to the same job, whose id does.
 (After the IETF's draft draft-ietf-httpapi-idempotency-key-header: 422 for another request under a used key, 409 while
 the first is under way.)
 """
@@ -69,6 +70,10 @@ class Answers:
         """Leave the answer (anything that JSON knows) of a claimed request, which holds for at most so many seconds."""
         expires = time.time() + min(seconds, self._seconds)
         self._store.put(self._name(key, person), _record(self._signer.sign("request", request), expires, answer))
+
+    def seed(self, key: str, request: str, *, person: str = "") -> int:
+        """What decides a request's random draws: whenever the same is asked under the same key, the same."""
+        return int(self._signer.sign("seed", person, key, request), 16)
 
     def give_up(self, key: str, *, person: str = "") -> None:
         """End a claim without an answer."""

@@ -1,16 +1,16 @@
-"""What every request passes through: an id, a line in the log, a span, counters, and limits of its body."""
+"""What every request passes through: a line in the log, a span, counters, and limits of its body."""
 
 import asyncio
 import logging
 import re
 import time
-from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cp_serve.answers import MAX_BODY_BYTES, internal, refuse_plainly
+from cp_serve.request_id import request_id_of
 from cp_serve.traffic import Traffic
 from services.telemetry import Carried, continuing, span, where
 
@@ -18,37 +18,33 @@ log = logging.getLogger("palimpsest.http")
 
 UPLOADS = re.compile(r"/v1/lineages/[^/]*/(?:concepts|classify)")
 """Paths whose body may be large; `uploads.py` limits it."""
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TOO_LARGE, _TIMEOUT = 413, 408
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class RequestScope:
-    """Gives each request its id, and sees to it that whatever happens to it is answered, counted and logged.
+    """Sees to it that whatever happens to a request is answered, counted and logged under its id.
 
     Args:
         app: what answers.
         traffic: counts.
-        echo: put `X-Request-Id` on the answers; Serve's own proxy does that where there is one.
     """
 
-    def __init__(self, app: ASGIApp, *, traffic: Traffic, echo: bool) -> None:
-        self.app, self.traffic, self.echo = app, traffic, echo
+    def __init__(self, app: ASGIApp, *, traffic: Traffic) -> None:
+        self.app, self.traffic = app, traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        request_id, traceparent = _request_id(scope), Headers(scope=scope).get("traceparent", "")
+        request_id, traceparent = request_id_of(scope), Headers(scope=scope).get("traceparent", "")
         started, status = time.monotonic(), 0
 
         async def answered(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self.echo:
-                    MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
         with continuing(Carried(request_id, traceparent)):
@@ -71,12 +67,6 @@ class RequestScope:
         fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
         level = logging.DEBUG if route in _QUIET else logging.INFO
         log.log(level, "%(method)s %(route)s %(status)s %(seconds)s s", fields, extra={"fields": fields})
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's own id where it is one, else a new one."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _ID.fullmatch(given) else f"req-{uuid4().hex}"
 
 
 def _route(scope: Scope) -> str:

@@ -1,7 +1,8 @@
 """The denoiser's replicas, through Serve's handle: the only file that knows what Ray Serve does when one dies.
 
 What is asked of a replica is a pure function of the request (its seeds are fixed at the ingress), so a request whose
-replica died is simply asked of another one, until its deadline.
+replica died is simply asked of another one, until its deadline. So is one that a replica has no room or no time for,
+once of each of the others: it is refused, before any work, when all of them have refused it.
 """
 
 import asyncio
@@ -10,14 +11,15 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, RayServeException, ReplicaUnavailableError
 
-from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, Progress, ReplicaDiedError
+from cp_serve.overload import Overload, Refusal
+from cp_serve.requests import Classified, ClassifyRequest, Drawn, DrawRequest, Progress, ReplicaDiedError, Route
 from cp_serve.traffic import Traffic
-from services.errors import BusyError, DeadlineError, PalimpsestError, UnavailableError, unexpected
+from services.errors import BusyError, DeadlineError, PalimpsestError, QuotaError, UnavailableError, unexpected
 from services.telemetry import carried
 
 log = logging.getLogger("palimpsest.http")
@@ -33,7 +35,8 @@ _DEAD = (
 _PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each repetition; Serve itself waits for the replica that takes the place of the last one."""
 _GRACE = 1.0
-"""Seconds past its deadline after which a request is given up on, whatever became of its replica."""
+"""Seconds past its deadline after which a request is given up on, whatever became of its replica; and seconds in which
+what is ready comes, however late somebody asks for it."""
 _RETRY_SECONDS = 5
 _SLACK = 5.0
 """Seconds after another replica's answer after which one that says nothing is taken for one that hangs."""
@@ -45,8 +48,8 @@ _Request = TypeVar("_Request", DrawRequest, ClassifyRequest)
 class Replicas:
     """All replicas of the denoiser.
 
-    Every method raises what a replica answers with, BusyError when Serve has no room either, and UnavailableError when
-    replica after replica died.
+    Every method raises what a replica answers with, of several refusals the one that says to come again soonest,
+    BusyError when Serve has no room either, and UnavailableError when replica after replica died.
 
     Args:
         handle: Serve's handle of the deployment.
@@ -56,24 +59,17 @@ class Replicas:
 
     def __init__(self, handle: Any, traffic: Traffic, *, deadline_seconds: float) -> None:
         self._handle, self._traffic, self._deadline = handle, traffic, deadline_seconds
+        self._overload = Overload()
         self._hints: set[asyncio.Task[list[Any]]] = set()  # asyncio itself keeps no task alive
         self._seconds: float = _RETRY_SECONDS  # that the last answered request took, its wait in all queues included
 
     async def draw(self, request: DrawRequest) -> Drawn:
         """See `Denoiser.draw`. Cancelling it frees the request's places."""
-        due = self._due(request)
-        with self._timed():
-            drawn: Drawn = await self._ask(lambda: self._handle.draw.remote(_shortened(request, due)), due)
-        return drawn
+        return cast(Drawn, await self._answered(self._handle.draw, request))
 
     async def classify(self, request: ClassifyRequest) -> Classified:
         """See `Denoiser.classify`."""
-        due = self._due(request)
-        with self._timed():
-            classified: Classified = await self._ask(
-                lambda: self._handle.classify.remote(_shortened(request, due)), due
-            )
-        return classified
+        return cast(Classified, await self._answered(self._handle.classify, request))
 
     async def status(self, *, patience: float) -> dict[str, object]:
         """See `Denoiser.status`, of any replica. Raises UnavailableError if none answers within `patience` seconds."""
@@ -126,6 +122,7 @@ class Replicas:
         wherever `live` is now; closing it frees the places.
         """
         due, pauses, seen = self._due(request), iter(_PAUSES), set[tuple[object, ...]]()
+        request, refusals = _begun(request), list[Refusal]()
         while True:
             try:
                 async with aclosing(self._stream_once(_shortened(request, due), due)) as items:
@@ -137,6 +134,9 @@ class Replicas:
                         seen.add(mark)
             except _DEAD as error:
                 await self._rest(pauses, error)
+            except (BusyError, QuotaError) as refusal:
+                refusals.append(refusal)
+                self._take_onward(request, refusals)
             else:
                 return
 
@@ -148,6 +148,26 @@ class Replicas:
                     yield _value(item)
         finally:
             call.cancel()
+
+    async def _answered(self, method: Any, request: _Request) -> Any:
+        """The answer of one replica, or of another where the first has no room or no time."""
+        due, request, refusals = self._due(request), _begun(request), list[Refusal]()
+        while True:
+            try:
+                with self._timed():
+                    return await self._ask(lambda: method.remote(_shortened(request, due)), due)
+            except (BusyError, QuotaError) as refusal:
+                refusals.append(refusal)
+                self._take_onward(request, refusals)
+
+    def _take_onward(self, request: _Request, refusals: Sequence[Refusal]) -> None:
+        """Return if another replica is to be asked, else raise what is to be told of those that refused."""
+        route = request.route
+        if not route.others:
+            self._overload.note(request, refusals)
+        elif len(refusals) <= len(route.asked) and not self._overload.stands_for_all(request, refusals[-1]):
+            return  # more refusals than replicas that were asked: that was Serve itself, and would be again
+        raise min(refusals, key=lambda refusal: refusal.retry_after or 0.0)
 
     async def _ask(self, ask: Callable[[], Any], due: float) -> Any:
         """One replica's answer; another one's if it died. Cancelled if nobody waits any more."""
@@ -197,6 +217,11 @@ class Replicas:
         return time.monotonic() + min(request.deadline_seconds or self._deadline, self._deadline)
 
 
+def _begun(request: _Request) -> _Request:
+    """The request, sent nowhere yet."""
+    return replace(request, route=Route())
+
+
 def _shortened(request: _Request, due: float) -> _Request:
     """The request with what is left of its time, and with what log lines and spans about it need."""
     return replace(request, deadline_seconds=max(0.001, due - time.monotonic()), carried=carried())
@@ -227,7 +252,7 @@ async def _answers(calls: Sequence[Any], due: float) -> tuple[list[Any], int]:
 
 async def _within(due: float, call: Any) -> Any:
     try:
-        async with asyncio.timeout(due - time.monotonic() + _GRACE):
+        async with asyncio.timeout(max(0.0, due - time.monotonic()) + _GRACE):
             return await call
     except TimeoutError:
         raise DeadlineError("The pictures were not done within the deadline; ask for fewer images or steps.") from None

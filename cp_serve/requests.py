@@ -16,18 +16,32 @@ class ReplicaDiedError(UnavailableError):
     """What a replica answers whose threads died: another one is asked."""
 
 
+@dataclass
+class Route:
+    """Where a request has been sent. `routing.py` keeps it, in the process that asks; what crosses is a copy.
+
+    Attributes:
+        asked: ids of the replicas that it was sent to.
+        others: number of those that there are besides.
+    """
+
+    asked: set[str] = field(default_factory=set)
+    others: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class DrawRequest:
     """What to draw.
 
     Attributes:
         lineage: `base` means no adapter.
-        version: `live`, `candidate`, `canary` or a number.
+        version: `live`, `candidate` or a number.
         guidance: classifier-free guidance scale; at most 1 draws without, as in diffusers.
         person: who asks; people share the batch fairly. Never logged.
         deadline_seconds: from now; the replica's own deadline, if that is earlier, holds.
         previews: partial pictures of each image in a stream.
         carried: the HTTP request that this belongs to.
+        route: the replicas that have been asked.
     """
 
     lineage: str
@@ -43,6 +57,12 @@ class DrawRequest:
     deadline_seconds: float | None = None
     previews: int = 0
     carried: Carried = field(default_factory=Carried)
+    route: Route = field(default_factory=Route, compare=False, repr=False)
+
+    @property
+    def images(self) -> int:
+        """Places that it takes."""
+        return len(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -53,14 +73,12 @@ class Drawn:
         model: `L@number`, or `base`.
         digest: of the version, or the base's revision.
         timings: seconds by name: condition, queue, draw, total.
-        arm: how the version was chosen: `live`, `canary` or `pinned`.
     """
 
     pictures: list[Picture] = field(repr=False)
     model: str
     digest: str
     timings: dict[str, float]
-    arm: str = "live"
 
 
 @dataclass(frozen=True)
@@ -92,6 +110,12 @@ class ClassifyRequest:
     person: str = field(default="", repr=False)
     deadline_seconds: float | None = None
     carried: Carried = field(default_factory=Carried)
+    route: Route = field(default_factory=Route, compare=False, repr=False)
+
+    @property
+    def images(self) -> int:
+        """Places that it takes."""
+        return 1
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,13 @@ class AuditLog:
         """The newest entry, alone in a tuple; empty before the first."""
         return tuple(self._newest(lineage, 1))
 
+    def moves(self, lineage: str, alias: str) -> Iterator[Entry]:
+        """Moves of one alias, newest first, read as they are asked for."""
+        return (entry for entry in self._newest(lineage) if (entry.action, entry.alias) == ("move", alias))
+
     def last_move(self, lineage: str, alias: str) -> Entry | None:
         """The newest move of one alias."""
-        moves = (entry for entry in self._newest(lineage) if entry.action == "move")
-        return next((entry for entry in moves if entry.alias == alias), None)
+        return next(self.moves(lineage, alias), None)
 
     def since(self, lineage: str, moment: datetime) -> list[Entry]:
         """Entries that were written after a moment, newest first."""

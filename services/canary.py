@@ -4,22 +4,31 @@ In the registry it is the alias `canary` and a tag of the registered model with 
 pages show it and may end it. Of a hundred requests in a row it gets `percent`, give or take two: one of every few,
 drawn by lot, for a client's good and bad requests may come in turn, and must not all fall to one version.
 
-It is ended when it fails more often than `live` does among the same traffic: Fisher's exact test on the two counts of
-failures (one-sided, p < 0.01 [ours]). What is wrong with the requests themselves falls on both alike and ends nothing.
+It is ended when it fails more often than `live` does among the same traffic. That is looked at after every answer, so
+the test is one that may be: the sequential form of universal inference (Wasserman, Ramdas and Balakrishnan, PNAS 117,
+2020), with a mixture of alternatives. With k failures among the canary's n answers, j among live's m, and
+L(p, k, n) = p^k (1 - p)^(n - k),
+
+    E = (J(k, n) + [k = n]) / 2  *  (J(j, m) + [j = 0]) / 2  /  max_p L(p, k + j, n + m)
+
+    J(k, n) = integral of L(p, k, n) over Jeffreys' prior = B(k + 1/2, n - k + 1/2) / B(1/2, 1/2)
+
+Half of the bet is on any rates, half [ours] on a canary that always fails and on a live version that never does. If
+both fail at the same rate, each answer by itself, E ever reaches 1/a with probability at most a (Ville's inequality),
+however often it is looked at, whatever the rate, and however answers fall to the two.
 """
 
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import ceil, comb, floor
+from math import ceil, exp, floor, inf, lgamma, log, log1p, pi
 from typing import Self
 
 CANARY = "canary"
 PERCENT_TAG = "palimpsest.canary_percent"
 
-_SIGNIFICANT = 0.01
-_REMEMBERED = 200
-"""Answers of an arm after which its counts are halved: what happens now matters more than what happened yesterday."""
+_FALSE_ALARM = 0.01
+"""Probability, at most, that a replica ever ends a canary that fails no more often than the live version."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Targets:
     Attributes:
         created: when the lineage was made (milliseconds); another number is another lineage of the same name.
         deleted: versions that were deleted for good: nobody may keep a copy.
+        unrecorded: an alias was moved in MLflow itself, and the audit log has not got that yet.
     """
 
     live: int | None
@@ -44,6 +54,7 @@ class Targets:
     canary: Canary | None
     created: int = 0
     deleted: frozenset[int] = frozenset()
+    unrecorded: bool = False
 
 
 def canary_of(aliases: Mapping[str, int], tags: Mapping[str, str]) -> Canary | None:
@@ -64,18 +75,29 @@ class Outcomes:
 
     def add(self, *, failed: bool) -> None:
         """Count one answer."""
-        if self.answers >= _REMEMBERED:
-            self.answers, self.failures = self.answers // 2, self.failures // 2
         self.answers += 1
         self.failures += failed
 
+    def log_likelihood(self) -> float:
+        """log max_p L(p): of these failures, at the rate at which they are likeliest."""
+        counts = self.failures, self.answers - self.failures
+        return sum(count * log(count / self.answers) for count in counts if count)
 
-def worse(canary: Outcomes, live: Outcomes) -> float:
-    """Fisher's p: how likely the canary would have so many of all failures if both arms failed alike."""
-    failures, everybody = canary.failures + live.failures, canary.answers + live.answers
-    most = min(failures, canary.answers)
-    ways = sum(comb(canary.answers, k) * comb(live.answers, failures - k) for k in range(canary.failures, most + 1))
-    return ways / comb(everybody, failures)
+    def log_mixture(self, rate: int) -> float:
+        """log of (J + L(rate)) / 2: of these failures, at any rate or at this one, which is 0 or 1."""
+        good = self.answers - self.failures
+        any_rate = lgamma(self.failures + 0.5) + lgamma(good + 0.5) - lgamma(self.answers + 1) - log(pi)
+        return (log1p(exp(any_rate)) if self.failures == rate * self.answers else any_rate) - log(2)
+
+
+def log_evidence(canary: Outcomes, live: Outcomes) -> float:
+    """log E: how much more likely what happened is if the canary fails more often than if both fail alike; -inf where
+    it has not failed more often.
+    """
+    if canary.failures * live.answers <= live.failures * canary.answers:
+        return -inf
+    both = Outcomes(canary.answers + live.answers, canary.failures + live.failures)
+    return canary.log_mixture(rate=1) + live.log_mixture(rate=0) - both.log_likelihood()
 
 
 @dataclass
@@ -115,4 +137,4 @@ class Trial:
     def failed(self) -> bool:
         """Whether the canary is to be ended."""
         live, canary = self.arms
-        return worse(canary, live) < _SIGNIFICANT
+        return log_evidence(canary, live) >= -log(_FALSE_ALARM)

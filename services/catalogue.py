@@ -6,10 +6,11 @@ anybody may move them, in MLflow's own pages too; so a version is verified whene
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from services.adapter import Adapter, Layout, TrainingState, check_digests, decode, decode_state
-from services.canary import Canary, Targets, canary_of
+from services.canary import CANARY, Canary, Targets, canary_of
 from services.errors import InputError, NotFoundError, RefusedError
 from services.manifest import (
     ADAPTER_FILE,
@@ -21,10 +22,13 @@ from services.manifest import (
     Manifest,
     check_name,
 )
+from services.marks import Mark
 from services.runs import ADAPTER_FOLDER, Runs
 from services.versions import TAG, VersionInfo, info_of
 
 LIVE, CANDIDATE = "live", "candidate"
+RECORDED = (CANDIDATE, CANARY, LIVE)
+"""Aliases of which the audit log tells; `live` last: what becomes live is no candidate any more."""
 
 SCHEMA = {f"{TAG}schema": "1"}
 """Tag that tells a lineage from somebody else's registered model."""
@@ -40,7 +44,7 @@ class Catalogue(Runs):
     """All lineages of one MLflow server and one store. Safe to use from many threads.
 
     Every method raises UnavailableError if MLflow (within about ten seconds) or the store does not answer,
-    and InputError if no lineage can be called so.
+    and InputError if no lineage can be called so. Calls that are counted are calls to MLflow.
     """
 
     def lineages(self) -> list[str]:
@@ -56,23 +60,23 @@ class Catalogue(Runs):
         return True
 
     def live_versions(self) -> dict[str, int]:
-        """Lineage -> number of its `live` version, where there is one; a single call to MLflow."""
+        """Lineage -> number of its `live` version, where there is one; one call for a thousand lineages."""
         models = self._models()
         return {model.name: int(model.aliases[LIVE]) for model in models if LIVE in model.aliases}
 
     def targets(self) -> dict[str, Targets]:
-        """Every lineage and the versions that its requests may be sent to; a single call to MLflow."""
+        """Every lineage and the versions that its requests may be sent to; one call for a thousand lineages."""
         return {model.name: _targets(model) for model in self._models()}
 
     def deleted(self) -> dict[str, frozenset[int]]:
-        """Lineage -> versions that were deleted, of which nobody may keep a copy; a single call to MLflow."""
+        """Lineage -> versions that were deleted, of which nobody may keep a copy; one call for a thousand lineages."""
         found = {model.name: _deleted(model) for model in self._models()}
         return {name: numbers for name, numbers in found.items() if numbers}
 
     def canary(self, lineage: str) -> Canary | None:
         """The lineage's canary, if it has one. Raises as `aliases` does."""
         model = self._lineage(lineage)
-        return canary_of(_numbers(model), model.tags)
+        return canary_of(numbers_of(model), model.tags)
 
     def aliases(self, lineage: str) -> dict[str, int]:
         """Alias -> version number.
@@ -80,7 +84,7 @@ class Catalogue(Runs):
         Raises:
             NotFoundError: no such lineage.
         """
-        return _numbers(self._lineage(lineage))
+        return numbers_of(self._lineage(lineage))
 
     def _lineage(self, lineage: str) -> Any:
         """The registered model of a lineage. Raises as `aliases` does."""
@@ -99,9 +103,7 @@ class Catalogue(Runs):
         Raises:
             NotFoundError: no such lineage.
         """
-        aliases = self.aliases(lineage)
-        infos = (info_of(entity, aliases) for entity in self._search(f"name = '{lineage}'"))
-        return sorted((info for info in infos if info), key=lambda info: info.number)
+        return self._infos(lineage, self.aliases(lineage))
 
     def version(self, lineage: str, number: int) -> VersionInfo:
         """One version.
@@ -117,7 +119,7 @@ class Catalogue(Runs):
         Raises:
             NotFoundError: there is none; the message says what exists.
         """
-        versions = self.versions(lineage)
+        versions = self._infos(lineage, numbers_of(self._lineage(lineage)))
         for info in versions:
             if ref == str(info.number) or (ref in {LIVE, CANDIDATE} and ref in info.aliases):
                 return info.number
@@ -216,9 +218,14 @@ class Catalogue(Runs):
         search = self._client.search_model_versions
         return self._server.search(search, filter_string=query, max_results=_PAGE)
 
+    def _infos(self, lineage: str, aliases: Mapping[str, int]) -> list[VersionInfo]:
+        """All versions of a lineage with these aliases. See `versions`."""
+        infos = (info_of(entity, aliases) for entity in self._search(f"name = '{lineage}'"))
+        return sorted((info for info in infos if info), key=lambda info: info.number)
+
     def _version(self, lineage: str, number: int) -> tuple[VersionInfo, Any]:
         """One version, and as MLflow has it."""
-        aliases = self.aliases(lineage)
+        aliases = numbers_of(self._lineage(lineage))
         missing = NotFoundError(f"Lineage `{lineage}` has no version {number}.", param="version")
         if not 0 < number <= _MAX_NUMBER:
             raise missing
@@ -266,16 +273,31 @@ def no_lineage(lineage: str) -> NotFoundError:
     return NotFoundError(f"There is no lineage `{lineage}`: {mend}.", param="lineage")
 
 
-def _numbers(model: Any) -> dict[str, int]:
+def numbers_of(model: Any) -> dict[str, int]:
     """Aliases of a registered model, as numbers."""
     return {alias: int(number) for alias, number in model.aliases.items()}
 
 
+def number_of(model: Any, alias: str) -> int | None:
+    """The version that an alias of a registered model names."""
+    return numbers_of(model).get(alias)
+
+
+def unrecorded(model: Any) -> list[str]:
+    """Aliases of a registered model that are not where the audit log's last move of them left them."""
+    return [alias for alias in RECORDED if number_of(model, alias) != Mark.of(model, alias).number]
+
+
 def _targets(model: Any) -> Targets:
-    aliases = _numbers(model)
-    canary = canary_of(aliases, model.tags)
-    created, deleted = int(model.creation_timestamp), _deleted(model)
-    return Targets(aliases.get(LIVE), aliases.get(CANDIDATE), canary, created, deleted)
+    aliases = numbers_of(model)
+    return Targets(
+        aliases.get(LIVE),
+        aliases.get(CANDIDATE),
+        canary_of(aliases, model.tags),
+        created=int(model.creation_timestamp),
+        deleted=_deleted(model),
+        unrecorded=bool(unrecorded(model)),
+    )
 
 
 def _deleted(model: Any) -> frozenset[int]:

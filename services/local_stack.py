@@ -117,6 +117,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
             "RAY_worker_niceness": "0",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every checkpoint waits for the controller's next look
             "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a worker's lines come twice
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cp_serve.request_id.proxy_middlewares",
             "TOKENIZERS_PARALLELISM": "false",
         }
     )

@@ -8,10 +8,14 @@ an entry was done in MLflow itself; the next reader writes it down as such.
 One race is left, and docs/operations.md tells of it: a move made in MLflow itself in the milliseconds between the last
 look of `promote` and its write is overruled. MLflow's webhook tells of every move, that one too, so it is found out
 afterwards (`look_into`).
+
+Reading `aliases`, and what is built on them, writes down what was done in MLflow itself. What a replica follows and
+draws with (`targets`, `resolve`, `fetch`) is read from MLflow alone, so that no swap waits for the audit log.
 """
 
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,8 +23,9 @@ from typing import Any
 
 from services.audit import UNKNOWN, AuditLog, Entry, Via, current_user
 from services.canary import CANARY, PERCENT_TAG
-from services.catalogue import CANDIDATE, LIVE, Catalogue
+from services.catalogue import CANDIDATE, LIVE, RECORDED, Catalogue, number_of, numbers_of, unrecorded
 from services.errors import ConflictError, InputError, NotFoundError, PalimpsestError, RefusedError
+from services.marks import Mark, mark_tag
 from services.objects import ObjectStore
 from services.settings import Settings
 from services.versions import DELETED_MARK, TAG, VersionInfo
@@ -28,11 +33,9 @@ from services.versions import DELETED_MARK, TAG, VersionInfo
 FOUND = "moved in MLflow, not through Palimpsest"
 """Reason in the log of a move that nobody gave a reason for."""
 
-_RECORDED = (CANDIDATE, CANARY, LIVE)  # `live` last: what becomes live is no candidate any more
 _SETTLING = 30.0  # seconds that a move may take from its entry to its mark
 _QUIET = 60.0  # seconds until the log is tried again when it could not be written
 _ASKEW = 10.0  # seconds by which MLflow's clock and ours may differ
-_NONE = "none"
 _log = logging.getLogger("palimpsest.registry")
 
 
@@ -44,22 +47,6 @@ class Why:
     reason: str = ""
     via: Via = "person"
     undoes: int | None = None
-
-
-@dataclass(frozen=True)
-class Mark:
-    """The tag that says which entry was carried out last, and where that left the alias: `12:3`, `12:none`."""
-
-    entry: int
-    number: int | None
-
-    @staticmethod
-    def of(model: Any, alias: str) -> "Mark":
-        """What a registered model's tag says; nothing readable counts as nothing."""
-        entry, _, number = model.tags.get(_mark_tag(alias), "").partition(":")
-        if not entry.isdecimal() or not (number.isdecimal() or number == _NONE):
-            return Mark(0, None)
-        return Mark(int(entry), None if number == _NONE else int(number))
 
 
 class Moves(Catalogue):
@@ -190,16 +177,51 @@ class Moves(Catalogue):
 
     def end_canary(
         self, lineage: str, number: int | None = None, *, actor: str = "", reason: str = "", via: Via = "person"
-    ) -> None:
+    ) -> bool:
         """Send all requests to `live` again, unless `number` is given and the canary is another; may be repeated.
+
+        Returns:
+            Whether there was such a canary.
 
         Raises:
             NotFoundError: no such lineage.
         """
         named = self.aliases(lineage).get(CANARY)
-        if named is not None and number in {None, named}:
-            self._move(lineage, CANARY, None, Why(actor=actor, reason=reason, via=via))
-            self._tell(lineage)
+        if named is None or number not in {None, named}:
+            return False
+        self._move(lineage, CANARY, None, Why(actor=actor, reason=reason, via=via))
+        self._tell(lineage)
+        return True
+
+    def aliases(self, lineage: str) -> dict[str, int]:
+        """As `Catalogue.aliases`, once what was done in MLflow itself is written down, if it can be."""
+        return numbers_of(self._noticed(lineage))
+
+    def record_found(self, lineage: str) -> None:
+        """Write down what was done in MLflow itself, of which `Targets.unrecorded` tells; may be repeated.
+
+        Takes as long as the store does. When the log could not be written, nothing is tried again for a minute.
+
+        Raises:
+            NotFoundError: no such lineage.
+        """
+        if not self._busy(lineage):
+            self._noticed(lineage)
+
+    def live_before(self, lineage: str, number: int) -> Iterator[int]:
+        """Versions that were live before a version was, the latest first; none of before `live` was cleared.
+
+        Raises:
+            RefusedError: the log was changed.
+        """
+        told = {number}
+        for move in self._audit.moves(lineage, LIVE):
+            for standing in (move.after, move.before):
+                if standing is None:
+                    return
+                if standing not in told:
+                    told.add(standing)
+                    yield standing
 
     def history(self, lineage: str) -> list[Entry]:
         """Who did what to a lineage, oldest first; what was done in MLflow itself is found out and written down first.
@@ -208,8 +230,8 @@ class Moves(Catalogue):
             NotFoundError: no such lineage.
             RefusedError: the log was changed.
         """
-        model = self._lineage(lineage)
-        for alias in _RECORDED:
+        model = self._noticed(lineage)
+        for alias in RECORDED:
             self._write_down(model, alias)
         return self._audit.entries(lineage)
 
@@ -222,8 +244,8 @@ class Moves(Catalogue):
         Raises:
             NotFoundError: no such lineage.
         """
-        now = _number(self._lineage(lineage), alias)
-        if alias not in _RECORDED or now == number:
+        now = number_of(self._noticed(lineage), alias)
+        if alias not in RECORDED or now == number:
             return False
         since = at - timedelta(seconds=_SETTLING + _ASKEW)
         told = [entry for entry in self._audit.since(lineage, since) if entry.alias == alias]
@@ -312,47 +334,45 @@ class Moves(Catalogue):
         self._mark(lineage, entry)
 
     def _mark(self, lineage: str, entry: Entry) -> None:
-        value = f"{entry.number}:{_NONE if entry.after is None else entry.after}"
-        self._server.ask(self._client.set_registered_model_tag, lineage, _mark_tag(entry.alias), value)
+        value = str(Mark(entry.number, entry.after))
+        self._server.ask(self._client.set_registered_model_tag, lineage, mark_tag(entry.alias), value)
 
     def _standing(self, lineage: str, alias: str) -> int | None:
         """Where an alias is, or is about to be: a move that was written down a moment ago counts as done."""
-        model = self._lineage(lineage)
+        model = self._noticed(lineage)
         last = self._audit.last_move(lineage, alias)
         if last and last.number > Mark.of(model, alias).entry and last.age() < _SETTLING:
             return last.after
-        return _number(model, alias)
+        return number_of(model, alias)
 
-    def _models(self) -> list[Any]:
-        models = super()._models()
-        for model in models:
-            self._notice(model)
-        return models
+    def _noticed(self, lineage: str) -> Any:
+        """The registered model of a lineage, once what was done in MLflow itself is written down, if it can be.
 
-    def _lineage(self, lineage: str) -> Any:
-        model = super()._lineage(lineage)
-        self._notice(model)
-        return model
-
-    def _notice(self, model: Any) -> None:
-        """Write down what was done in MLflow itself. Costs nothing where nothing was, and never fails a reader."""
-        moved = [alias for alias in _RECORDED if _number(model, alias) != Mark.of(model, alias).number]
-        busy = model.name in self._noticing or time.monotonic() < self._quiet_until.get(model.name, 0.0)
-        if not moved or busy:
-            return
-        self._noticing.add(model.name)
+        Costs nothing where nothing was done. A log that cannot be written fails no reader, but the one who finds that
+        out waits for as long as the store takes to say so.
+        """
+        model = self._lineage(lineage)
+        moved = unrecorded(model)
+        if not moved or self._busy(lineage):
+            return model
+        self._noticing.add(lineage)
         try:
             for alias in moved:
                 self._write_down(model, alias)
         except PalimpsestError as error:
-            self._quiet_until[model.name] = time.monotonic() + _QUIET
-            _log.warning("a move of %s in MLflow is not in the audit log yet: %s", model.name, error.message)
+            self._quiet_until[lineage] = time.monotonic() + _QUIET
+            _log.warning("a move of %s in MLflow is not in the audit log yet: %s", lineage, error.message)
         finally:
-            self._noticing.discard(model.name)
+            self._noticing.discard(lineage)
+        return model
+
+    def _busy(self, lineage: str) -> bool:
+        """Whether what was done to a lineage is just being written down here, or could not be a moment ago."""
+        return lineage in self._noticing or time.monotonic() < self._quiet_until.get(lineage, 0.0)
 
     def _write_down(self, model: Any, alias: str) -> None:
         """Bring the log up to where an alias is, unless a move of it is under way."""
-        lineage, now, mark = model.name, _number(model, alias), Mark.of(model, alias)
+        lineage, now, mark = model.name, number_of(model, alias), Mark.of(model, alias)
         tail = self._audit.tail(lineage)
         if mark.entry > (tail[0].number if tail else 0):
             raise RefusedError(f"The audit log of `{lineage}` has lost its end: entry {mark.entry} was carried out.")
@@ -377,11 +397,3 @@ class Moves(Catalogue):
             self._tell(lineage)
         elif mark != Mark(last.number, now):
             self._mark(lineage, last)
-
-
-def _number(model: Any, alias: str) -> int | None:
-    return int(model.aliases[alias]) if alias in model.aliases else None
-
-
-def _mark_tag(alias: str) -> str:
-    return f"{TAG}recorded.{alias}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from services.errors import InputError
+from services.errors import InputError, PalimpsestError
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 """Id of the HTTP request that is being answered; empty outside one."""
@@ -31,8 +31,7 @@ def configure_logging(style: str = "text", level: int = logging.INFO) -> None:
     if any(isinstance(handler, _Stderr) for handler in logger.handlers):
         return
     handler = _Stderr()
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-    handler.setFormatter(JsonLines() if style == "json" else plain)
+    handler.setFormatter(JsonLines() if style == "json" else PlainLines())
     logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False
@@ -52,6 +51,18 @@ class _Stderr(logging.StreamHandler[TextIO]):
     @stream.setter
     def stream(self, _: TextIO) -> None:
         raise AttributeError("this handler always writes to sys.stderr")
+
+
+class PlainLines(logging.Formatter):
+    """A log record as one line of text, with the id of the request that it belongs to, if there is one, at its end."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line."""
+        line, request_id = super().formatMessage(record), REQUEST_ID.get()
+        return f"{line} [{request_id}]" if request_id else line
 
 
 class JsonLines(logging.Formatter):
@@ -77,6 +88,11 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__} at {places}" if places else type(error).__name__
 
 
+def gist(error: BaseException) -> str:
+    """What a line of a log may say of an error: ours are written for people, of others it says the kind."""
+    return error.message if isinstance(error, PalimpsestError) else type(error).__name__
+
+
 def configure_traces(endpoint: str, service: str) -> None:
     """Send this process's traces to an OTLP/HTTP endpoint such as `http://host:4318/v1/traces`; empty: none.
 
@@ -99,13 +115,13 @@ def configure_traces(endpoint: str, service: str) -> None:
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     trace.set_tracer_provider(provider)
-    _Tracing.on = True
+    Tracing.tracer = provider.get_tracer(service)
 
 
-class _Tracing:
-    """Whether this process has traces: where it has none, no span costs anything."""
+class Tracing:
+    """What makes this process's spans; where there is nothing, no span costs anything."""
 
-    on = False
+    tracer: Any = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ class Carried:
 def carried() -> Carried:
     """What another process needs for its lines and spans to belong to the request that is being answered."""
     carrier: dict[str, str] = {}
-    if _Tracing.on:
+    if Tracing.tracer:
         _trace_context().inject(carrier)
     return Carried(REQUEST_ID.get(), carrier.get("traceparent", ""))
 
@@ -129,7 +145,7 @@ def continuing(request: Carried) -> Iterator[None]:
     """Lines and spans of the body belong to a request that was begun elsewhere."""
     token = REQUEST_ID.set(request.request_id)
     try:
-        if not (_Tracing.on and request.traceparent):
+        if not (Tracing.tracer and request.traceparent):
             yield
             return
         from opentelemetry import context
@@ -152,13 +168,13 @@ def _trace_context() -> Any:
 @contextmanager
 def span(name: str, **attributes: str | float) -> Iterator[dict[str, str | float]]:
     """A span of the trace; what is put into the dictionary until its end becomes attributes. Free without traces."""
-    if not _Tracing.on:
+    if not Tracing.tracer:
         yield {}
         return
     from opentelemetry import trace
 
-    tracer, later = trace.get_tracer("palimpsest"), dict[str, str | float]()
-    with tracer.start_as_current_span(
+    later = dict[str, str | float]()
+    with Tracing.tracer.start_as_current_span(
         name, attributes=attributes, record_exception=False, set_status_on_exception=False
     ) as current:
         try:

@@ -12,6 +12,7 @@ from services.adapter import Layout, Projection, TrainingState, encode, file_ref
 from services.lineage import Registry, Verdict, VersionInfo
 from services.manifest import BaseRef, Concept, Content, Manifest, Provenance, sha256
 from services.objects import ObjectStore
+from services.retention import Retention
 from services.runs import Server
 from services.settings import Settings
 from tests.proxy import Proxy
@@ -26,6 +27,11 @@ Mlflow = Any
 @pytest.fixture
 def registry(stack_settings: Settings, stack_store: ObjectStore) -> Registry:
     return Registry(stack_settings, stack_store)
+
+
+@pytest.fixture
+def keeper(stack_settings: Settings, stack_store: ObjectStore) -> Retention:
+    return Retention(stack_settings, stack_store)
 
 
 @pytest.fixture
@@ -100,6 +106,26 @@ def publish(
     key = submission or uuid4().hex
     told = {"submission": key, "job": "job-1", "actor": actor}
     return registry.publish(lineage, run_id, manifest, files, verdict=verdict, check=check, **told)
+
+
+@pytest.fixture
+def chain(registry: Registry, lineage: str) -> list[VersionInfo]:
+    """Three versions, the third live."""
+    made: list[VersionInfo] = []
+    for _ in range(3):
+        parent = made[-1] if made else None
+        made.append(publish(registry, lineage, parent=parent))
+        assert registry.promote(lineage, made[-1].number, expected=parent.number if parent else None)
+    return made
+
+
+def grow(registry: Registry, lineage: str, *parents: int | None) -> list[VersionInfo]:
+    """Versions 1, 2, …, each with the parent given; the last is live. Every version adds a concept c<depth>."""
+    made: list[VersionInfo] = []
+    for parent in parents:
+        made.append(publish(registry, lineage, parent=made[parent - 1] if parent else None))
+    registry.set_live(lineage, len(made))
+    return made
 
 
 def folder(store: ObjectStore, client: Mlflow, info: VersionInfo) -> str:

@@ -1,20 +1,23 @@
 """`python -m cp_serve.bench.swaps -o DIR`: moves of `live` under load, on the stack that runs (`palimpsest up`).
 
 Two versions of a lineage made for it take turns as `live`, moved in MLflow itself as its own pages do it. Measured are
-the seconds from a move to the first picture by the version it moved to, asked for when every replica of the denoiser
-has followed, by polling alone and, where MLflow has a webhook of ours, with that too; and, while clients draw without a
-pause and `live` flips all the time: requests that failed, pictures that are not those of the version that the answer
-names, and the longest pause of the denoiser between two steps. The lineage is deleted from MLflow at the end.
+the seconds from a move to the first picture, of one step, by the version it moved to, asked for when every replica of
+the denoiser has followed, by polling alone and, where MLflow has a webhook of ours, with that too. And, while clients
+draw without a pause and `live` flips all the time: how often replicas moved their pointers (of flips between two looks
+at the registry they see the last), requests that failed, pictures that are not those of the version that the answer
+names, and the denoiser's longest step and longest pause between two steps, beside those of as long a time in which the
+clients draw and nothing flips. The lineage is deleted from MLflow at the end.
 """
 
 import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -49,15 +52,40 @@ _LOOK = 0.1
 _ACTIVE = "ACTIVE"
 _REMEMBERED = 65.0
 """Seconds; MLflow remembers its list of webhooks for 60."""
+_SWAPS, _PAUSES, _STEPS_TAKEN = "palimpsest_swaps_total", "palimpsest_pause_seconds", "palimpsest_step_seconds"
 
 
 @dataclass
-class Answers:
-    """What came of the requests under load."""
+class Load:
+    """What came of a time under load.
+
+    Attributes:
+        drawn: pictures, of which `torn` were not those of the version named.
+        failed: what requests that failed were told.
+        seconds: that it took.
+        pointer_moves: of each replica.
+        longest: name of a histogram -> the least bound that no observation exceeds, in seconds.
+    """
 
     drawn: int = 0
     torn: int = 0
     failed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    pointer_moves: list[int] = field(default_factory=list)
+    longest: dict[str, float] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "pointer_moves": self.pointer_moves,
+            "drawn": self.drawn,
+            "failed": len(self.failed),
+            "failures": self.failed[:20],
+            "torn": self.torn,
+            "longest_pause_at_most": self.longest[_PAUSES],
+            "longest_step_at_most": self.longest[_STEPS_TAKEN],
+        }
 
 
 def measure(settings: Settings, *, flips: int, moves: int, clients: int) -> dict[str, Any]:
@@ -71,9 +99,12 @@ def measure(settings: Settings, *, flips: int, moves: int, clients: int) -> dict
         _begin_with(settings, client, lineage, 1)
         ours = _webhooks(settings)
         hinted = _first_pictures(settings, client, lineage, moves) if ours else []
-        before, others = _histograms(settings), machine.Others()
-        answers = _under_load(settings, client, lineage, expected, flips=flips, clients=clients)
-        pauses = {name: _most(before[name], after) for name, after in _histograms(settings).items()}
+        others = machine.Others()
+        draw = partial(_draw_and_compare, client, lineage, expected)
+        load = partial(_under_load, settings, draw, clients=clients)
+        flipped = load(meanwhile=lambda: _flip(settings, client, lineage, flips))
+        still = load(meanwhile=lambda: time.sleep(flipped.seconds))
+        share = others.share()
         with _disabled(settings, ours):
             polled = _first_pictures(settings, client, lineage, moves)
     return {
@@ -83,13 +114,9 @@ def measure(settings: Settings, *, flips: int, moves: int, clients: int) -> dict
         "first_picture_seconds_polling": polled,
         "flips": flips,
         "clients": clients,
-        "drawn": answers.drawn,
-        "failed": len(answers.failed),
-        "failures": answers.failed[:20],
-        "torn": answers.torn,
-        "longest_pause_at_most": pauses["palimpsest_pause_seconds"],
-        "longest_step_at_most": pauses["palimpsest_step_seconds"],
-        "others_cpu": others.share(),
+        **flipped.figures(),
+        "without_flips": still.figures(),
+        "others_cpu": share,
         "machine": machine.describe(),
     }
 
@@ -187,11 +214,7 @@ def _wait_for(client: Client, lineage: str, number: int) -> None:
 
 def _swaps(settings: Settings) -> dict[str, float]:
     """How often each replica of the denoiser that is ready has followed a move."""
-    return {
-        sample.labels["replica"]: sample.value
-        for sample in _samples(settings)
-        if sample.name == "palimpsest_swaps_total"
-    }
+    return {sample.labels["replica"]: sample.value for sample in _samples(settings) if sample.name == _SWAPS}
 
 
 def _samples(settings: Settings) -> Iterator[Sample]:
@@ -201,39 +224,55 @@ def _samples(settings: Settings) -> Iterator[Sample]:
         yield from family.samples
 
 
-def _under_load(
-    settings: Settings, client: Client, lineage: str, expected: dict[int, _Pixels], *, flips: int, clients: int
-) -> Answers:
-    answers, lock, done = Answers(), threading.Lock(), threading.Event()
+def _draw_and_compare(client: Client, lineage: str, expected: dict[int, _Pixels]) -> bool:
+    """Draw with the live version; whether the picture is the one of the version that the answer names."""
+    found = client.generate(lineage, _PROMPT, seed=_SEED, steps=_STEPS)
+    number = int(found.model.removeprefix(f"{lineage}@"))
+    return _apart(_pixels(found.pictures[0]), expected[number]) <= _NEAR
+
+
+def _under_load(settings: Settings, draw: Callable[[], bool], *, clients: int, meanwhile: Callable[[], None]) -> Load:
+    """Have so many clients draw for as long as something else takes."""
+    swaps, histograms, begun = _swaps(settings), _histograms(settings), time.monotonic()
+    load, lock, done = Load(), threading.Lock(), threading.Event()
 
     def draw_on() -> None:
         while not done.is_set():
             try:
-                found = client.generate(lineage, _PROMPT, seed=_SEED, steps=_STEPS)
+                whole = draw()
             except PalimpsestError as error:
                 with lock:
-                    answers.failed.append(error.message)
+                    load.failed.append(error.message)
                 continue
-            number = int(found.model.removeprefix(f"{lineage}@"))
-            torn = _apart(_pixels(found.pictures[0]), expected[number]) > _NEAR
             with lock:
-                answers.drawn, answers.torn = answers.drawn + 1, answers.torn + torn
+                load.drawn, load.torn = load.drawn + 1, load.torn + (not whole)
 
     with ThreadPoolExecutor(clients) as pool:
         drawing = [pool.submit(draw_on) for _ in range(clients)]
         try:
-            for flip in range(flips):
-                _move(settings, lineage, 1 + flip % 2)
+            meanwhile()
         finally:
             done.set()
         for future in drawing:
             future.result()
-    return answers
+    load.seconds = time.monotonic() - begun
+    load.pointer_moves = [round(count - swaps.get(replica, 0.0)) for replica, count in _swaps(settings).items()]
+    load.longest = {name: _most(histograms[name], after) for name, after in _histograms(settings).items()}
+    return load
+
+
+def _flip(settings: Settings, client: Client, lineage: str, flips: int) -> None:
+    """Move `live` to either version in turn, without a pause, and wait until the last of them draws."""
+    live = 1
+    for flip in range(flips):
+        live = 1 + flip % 2
+        _move(settings, lineage, live)
+    _wait_for(client, lineage, live)
 
 
 def _histograms(settings: Settings) -> dict[str, dict[float, float]]:
     """Upper bound -> observations up to it, of pauses and steps of all replicas."""
-    found: dict[str, dict[float, float]] = {"palimpsest_pause_seconds": {}, "palimpsest_step_seconds": {}}
+    found: dict[str, dict[float, float]] = {_PAUSES: {}, _STEPS_TAKEN: {}}
     for sample in _samples(settings):
         name, bucket, _ = sample.name.rpartition("_bucket")
         if bucket and name in found:
@@ -249,6 +288,20 @@ def _most(before: dict[float, float], after: dict[float, float]) -> float:
     return min((bound for bound, count in since.items() if count == total), default=0.0) if total else 0.0
 
 
+def _loads(results: dict[str, Any]) -> str:
+    """Both times under load, side by side."""
+    columns = {f"{results['flips']} flips": results, "no flips": results["without_flips"]}
+    rows = {
+        "seconds": "seconds",
+        "pictures": "drawn",
+        "requests that failed": "failed",
+        "longest pause of the denoiser, s (bound of a histogram)": "longest_pause_at_most",
+        "longest step of the denoiser, s (bound of a histogram)": "longest_step_at_most",
+    }
+    lines = [[meaning, *(f"{found[name]:g}" for found in columns.values())] for meaning, name in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [["", *columns], ["---"] * 3, *lines])
+
+
 def summary(results: dict[str, Any]) -> str:
     """Markdown."""
     series = {
@@ -261,14 +314,17 @@ def summary(results: dict[str, Any]) -> str:
     table = "\n".join(["| followed by | moves | median s | at most s |", "| --- | --- | --- | --- |", *rows])
     return f"""# Swaps under load
 
-From a move of `live` in MLflow to the first picture by the version it moved to, asked for when all replicas of the
-denoiser have followed ({results["replicas"]} here), nobody else drawing:
+From a move of `live` in MLflow to the first picture, of one step, by the version it moved to, asked for when all
+replicas of the denoiser have followed ({results["replicas"]} here), nobody else drawing:
 
 {table}
 
 {results["flips"]} flips while {results["clients"]} clients drew {results["drawn"]} pictures: {results["failed"]}
-requests failed, {results["torn"]} pictures were not those of the version named. Pauses of the denoiser took at most
-{results["longest_pause_at_most"]:g} s, its steps at most {results["longest_step_at_most"]:g} s (bounds of histograms).
+requests failed, {results["torn"]} pictures were not those of the version named. A replica moved its pointer at least
+{min(results["pointer_moves"], default=0)} times: of flips between two looks at the registry it sees the last.
+
+{_loads(results)}
+
 Other processes, the stack's own among them, took {results["others_cpu"]:.0%} of the CPU.
 """
 

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Path, Request, Response
@@ -13,9 +14,10 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from cp_serve.house import House
-from cp_serve.idempotency import HEADER, MAX_LENGTH
-from services.errors import InputError, NotFoundError, PalimpsestError
+from cp_serve.idempotency import HEADER, MAX_LENGTH, Answers
+from services.errors import InputError, NotFoundError, PalimpsestError, UnavailableError
 from services.manifest import NAME
+from services.patience import outlast
 
 log = logging.getLogger("palimpsest.http")
 
@@ -23,6 +25,8 @@ _T = TypeVar("_T")
 _M = TypeVar("_M", bound=BaseModel)
 _REGISTRY = ThreadPoolExecutor(8, thread_name_prefix="registry")
 _STORE = ThreadPoolExecutor(8, thread_name_prefix="store")
+_RELEASES = ThreadPoolExecutor(1, thread_name_prefix="release")
+"""For claims to be given up, which may have to wait for the store: its other calls must not wait behind them."""
 _MAX_DIGITS = 9
 REPLAYED = "Idempotent-Replayed"
 
@@ -102,10 +106,14 @@ async def once(
         return await work()
     answers, asked = house(request).answers, f"{request.method} {request.url.path}\n{asked}"
     claim = _STORE.submit(answers.claim, key, asked, person=person)
+
+    def release() -> None:
+        _RELEASES.submit(_give_up, answers, key, person, time.monotonic() + house(request).settings.body_seconds)
+
     try:
         answer = await asyncio.shield(asyncio.wrap_future(claim))
     except asyncio.CancelledError:  # the client has gone; nobody will do what is being claimed
-        claim.add_done_callback(lambda done: _unclaim(done, lambda: answers.give_up(key, person=person)))
+        claim.add_done_callback(lambda done: _unclaim(done, release))
         raise
     if answer is not None:
         response.headers[REPLAYED] = "true"
@@ -113,20 +121,28 @@ async def once(
     try:
         done = await work()
     except BaseException:
-        _STORE.submit(answers.give_up, key, person=person)  # not awaited: this may be a cancellation
+        release()  # not awaited: this may be a cancellation
         raise
     try:
         told = done.model_dump(mode="json")
         await store_call(lambda: answers.keep(key, asked, told, person=person, seconds=seconds))
     except PalimpsestError as error:  # it is done, so it is answered
         log.warning("an answer was not kept for its Idempotency-Key: %s", error.message)
+        release()
     return done
 
 
-def _unclaim(claim: Future[Any], give_up: Callable[[], None]) -> None:
+def _unclaim(claim: Future[Any], release: Callable[[], None]) -> None:
     """Take back a claim that was made after its client had gone."""
     if claim.exception() is None and claim.result() is None:
-        give_up()
+        release()
+
+
+def _give_up(answers: Answers, key: str, person: str, until: float) -> None:
+    """End a claim, once the store answers; later than `until` (time.monotonic()) it may be somebody else's."""
+    if (seconds := until - time.monotonic()) > 0:
+        with suppress(UnavailableError):  # then it ends by itself
+            outlast(lambda: answers.give_up(key, person=person), seconds=seconds, say=log.warning)
 
 
 @contextmanager

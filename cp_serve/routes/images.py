@@ -46,7 +46,7 @@ _FILE: Responses = {
 )
 async def generate(body: GenerationRequest, request: Request, response: Response, key: Key = None) -> object:
     """Draw pictures. The answer's `model` says which version drew them."""
-    wanted = _wanted(request, body)
+    wanted = _wanted(request, body, key)
     if body.stream:
         if key is not None:
             raise InputError(f"{HEADER}: a stream cannot be answered a second time.", param=HEADER)
@@ -65,14 +65,14 @@ async def generate(body: GenerationRequest, request: Request, response: Response
     )
 
 
-def _wanted(request: Request, body: GenerationRequest) -> DrawRequest:
+def _wanted(request: Request, body: GenerationRequest, key: str | None) -> DrawRequest:
     """What a replica is asked; the seeds are fixed here, so that it may be asked again."""
     lineage, version = split_model(body.model)
     if lineage != BASE:
         with naming_model():
             permit(request, lineage)
     host = request.client.host if request.client else ""
-    first = secrets.randbelow(SEED_LIMIT) if body.seed is None else body.seed
+    first = _first_seed(request, body, key) if body.seed is None else body.seed
     return DrawRequest(
         lineage=lineage,
         version=version,
@@ -86,6 +86,14 @@ def _wanted(request: Request, body: GenerationRequest) -> DrawRequest:
         person=house(request).signer.sign("person", person_of(request).name or body.user or host),
         deadline_seconds=body.deadline_seconds,
     )
+
+
+def _first_seed(request: Request, body: GenerationRequest, key: str | None) -> int:
+    """A random one, which the key decides where there is one: carried out twice, it gives the same pictures."""
+    if key is None:
+        return secrets.randbelow(SEED_LIMIT)
+    asked, person = body.model_dump_json(), person_of(request).name
+    return house(request).answers.seed(key, asked, person=person) % SEED_LIMIT
 
 
 async def _draw(body: GenerationRequest, request: Request, wanted: DrawRequest) -> GenerationResponse:

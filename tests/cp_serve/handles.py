@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from ray.exceptions import ActorDiedError
 
+from cp_serve.requests import ClassifyRequest, DrawRequest, Route
+
 _END = object()
 
 
@@ -15,21 +17,30 @@ def copy(value: Any) -> Any:
 
 
 class Handle:
-    """Some object's handle; `others` are replicas as well, which only broadcasts reach.
+    """A handle of some replicas. A call goes to the first that its request was not sent to before.
 
     Attributes:
         deaths: so many of the next calls find that their replica has died, a stream after its first item.
     """
 
-    def __init__(self, replica: Any, *others: Any) -> None:
-        self._replica, self._all, self.deaths = replica, (replica, *others), 0
+    def __init__(self, *replicas: Any) -> None:
+        self._all, self.deaths = replicas, 0
 
     def options(self, *, stream: bool) -> Self:
         assert stream
         return self
 
     def __getattr__(self, name: str) -> "Method":
-        return Method(self, getattr(self._replica, name), streams=name == "stream")
+        return Method(self, name)
+
+    def replica_for(self, arguments: tuple[object, ...]) -> Any:
+        """Route a call as `OnwardRouter` does."""
+        route = next((one.route for one in arguments if isinstance(one, DrawRequest | ClassifyRequest)), Route())
+        onward = [replica for replica in self._all if str(id(replica)) not in route.asked]
+        replica = (onward or self._all)[0]
+        route.asked.add(str(id(replica)))
+        route.others = len(onward[1:])
+        return replica
 
     def broadcast(self, name: str, *arguments: object) -> "Broadcast":
         return Broadcast([Call(getattr(replica, name), arguments) for replica in self._all])
@@ -42,18 +53,19 @@ class Handle:
 class Method:
     """A method of a handle."""
 
-    def __init__(self, handle: Handle, method: Callable[..., Any], *, streams: bool) -> None:
-        self._handle, self._method, self._streams = handle, method, streams
+    def __init__(self, handle: Handle, name: str) -> None:
+        self._handle, self._name = handle, name
 
     def remote(self, *arguments: object) -> "asyncio.Task[Any] | Stream":
-        if self._streams:
-            return Stream(self._handle, self._method(*copy(arguments)))
-        return asyncio.ensure_future(self._call(arguments))
+        method = getattr(self._handle.replica_for(arguments), self._name)
+        if self._name == "stream":
+            return Stream(self._handle, method(*copy(arguments)))
+        return asyncio.ensure_future(self._call(method, arguments))
 
-    async def _call(self, arguments: tuple[object, ...]) -> Any:
+    async def _call(self, method: Callable[..., Any], arguments: tuple[object, ...]) -> Any:
         if self._handle.dies():
             raise ActorDiedError
-        return copy(await self._method(*copy(arguments)))
+        return copy(await method(*copy(arguments)))
 
 
 class Stream:
@@ -78,6 +90,8 @@ class Stream:
             self._queue.put_nowait(_END)
 
     async def __anext__(self) -> Any:
+        """An item, which has to be fetched even if it is there."""
+        await asyncio.sleep(0.001)
         item = await self._queue.get()
         if item is _END:
             raise StopAsyncIteration

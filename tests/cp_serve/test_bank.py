@@ -84,6 +84,17 @@ def test_live_versions_go_last_and_come_back_when_asked_for(shelf: Shelf) -> Non
     assert bank.live("pets")
 
 
+def test_no_live_version_goes_for_one_that_nobody_needs_yet(shelf: Shelf) -> None:
+    bank = bank_of(shelf, room=2)
+    go_live(bank, "a", 1)
+    bank.get("cold", 1)
+    assert bank.get("a", 2, ahead=True)
+    assert [key in bank for key in (("a", 1), ("cold", 1), ("a", 2))] == [True, False, True]
+    go_live(bank, "b", 1)
+    assert bank.get("a", 2, ahead=True)
+    assert [key in bank for key in (("a", 1), ("b", 1), ("a", 2))] == [True, True, False]
+
+
 @pytest.mark.parametrize("error", [RefusedError("no"), NotFoundError("none")])
 def test_what_was_refused_is_not_asked_for_again_at_once(
     shelf: Shelf, error: Exception, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ from cp_serve.metrics import Metrics
 from cp_serve.rollout import Rollout
 from services.base_model import BaseModel
 from services.canary import CANARY, Targets
-from services.errors import BusyError, UnavailableError
+from services.errors import BusyError, InputError, UnavailableError
 from tests.cp_serve.drawings import PATIENCE
 from tests.cp_serve.versions import adapter_of
 
@@ -108,7 +108,13 @@ def test_what_says_nothing_of_a_version_is_no_good_answer_either(registry: Outag
 
     chooser._record = record  # type: ignore[method-assign]
     choice = Choice("pets", None, CANARY)
-    for error in (BusyError("full"), UnavailableError("away"), asyncio.CancelledError(), ValueError("x")):
+    others = (
+        BusyError("full"),
+        UnavailableError("away"),
+        InputError("<dgo> is not a concept"),
+        asyncio.CancelledError(),
+    )
+    for error in (*others, ValueError("x")):
         with pytest.raises(type(error)), chooser.counted(choice):
             raise error
     with chooser.counted(choice):

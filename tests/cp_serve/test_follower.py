@@ -1,78 +1,30 @@
 """Bank and follower on a real registry: what is verified and swapped. test_follower_waits.py has who waits for whom."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import torch
 
 from cp_serve import follower as follower_module
-from cp_serve.bank import Bank
 from cp_serve.follower import Follower
+from services.audit import AuditLog
 from services.base_model import BaseModel
-from services.canary import Canary, Targets
-from services.errors import InputError, NotFoundError, RefusedError, UnavailableError
-from services.lineage import LIVE, Registry
-from services.manifest import ADAPTER_FILE, BaseRef, sha256
-from services.objects import open_store
+from services.errors import NotFoundError, RefusedError, UnavailableError
+from services.lineage import LIVE
+from services.manifest import BaseRef, sha256
 from services.settings import Settings
 from tests.cp_serve.drawings import PATIENCE
+from tests.cp_serve.following import Rooms, rooms_of
 from tests.cp_serve.versions import adapter_of, publish
 from tests.house import wait_until
-from tests.proxy import Proxy
-
-
-class OneLineage(Registry):
-    """The real registry, without the lineages of other tests."""
-
-    only = ""
-
-    def targets(self) -> dict[str, Targets]:
-        return {name: target for name, target in super().targets().items() if name == self.only}
-
-
-@dataclass(frozen=True)
-class Rooms:
-    """A registry behind a network that can fail, and a bank that is followed by hand."""
-
-    registry: Registry
-    bank: Bank
-    follower: Follower
-    network: Proxy
-    base: BaseModel
-    lineage: str
-
-    def publish(self, seed: int, *, live: bool = True, ref: BaseRef | None = None, passed: bool = True) -> int:
-        adapter = adapter_of(self.base, {"fox": 1}, seed=seed)
-        return publish(self.registry, self.lineage, self.base, adapter, live=live, ref=ref, passed=passed).number
-
-    def look(self) -> None:
-        """Look, and again for as long as something is on its way."""
-        self.follower.look()
-        while self.follower.under_way:
-            self.follower.look()
-
-    @property
-    def served(self) -> int | None:
-        return self.bank.pointers().get(self.lineage)
-
-    @property
-    def refusal(self) -> str:
-        return self.follower.refused[self.lineage].why
 
 
 @pytest.fixture
 def rooms(mlflow_server: Settings, tiny_base: BaseModel) -> Iterator[Rooms]:
-    store = open_store(mlflow_server)
-    with Proxy(mlflow_server.mlflow) as network:
-        lineage = f"l{uuid4().hex[:12]}"
-        far = OneLineage(mlflow_server.model_copy(update={"mlflow_uri": network.endpoint}), store)
-        far.only = lineage
-        bank = Bank(far, tiny_base)
-        follower = Follower(far, bank, seconds=0.05, patience=PATIENCE)
-        yield Rooms(Registry(mlflow_server, store), bank, follower, network, tiny_base, lineage)
+    with rooms_of(mlflow_server, tiny_base) as rooms:
+        yield rooms
 
 
 def test_a_swap_is_a_pointer_change_and_requests_keep_their_slot(rooms: Rooms) -> None:
@@ -111,27 +63,24 @@ def test_a_refused_version_leaves_the_one_before(rooms: Rooms, monkeypatch: pyte
     rooms.look()
     assert rooms.follower.refused[rooms.lineage] is first, "not tried at every look"
     monkeypatch.setattr(follower_module, "_AGAIN_SECONDS", 0.0)
-    rooms.look()
-    assert rooms.follower.refused[rooms.lineage] is not first, "but again after a while"
+    while rooms.follower.refused[rooms.lineage] is first:
+        rooms.follower.look()  # again after a while
     rooms.registry.set_live(rooms.lineage, 1)
     rooms.look()
     assert not rooms.follower.refused
 
 
-def test_a_damaged_version_is_refused_before_the_pointer_moves(rooms: Rooms, mlflow_server: Settings) -> None:
+def test_a_damaged_version_is_refused_before_the_pointer_moves(rooms: Rooms) -> None:
     rooms.publish(1)
     rooms.look()
     number = rooms.publish(2, live=False)
-    store = open_store(mlflow_server)
-    run_id = rooms.registry.version(rooms.lineage, number).run_id
-    (key,) = [key for key in store.list("mlflow/") if run_id in key and key.endswith(ADAPTER_FILE)]
-    whole = store.get(key)
+    mend = rooms.damage(number)
     rooms.registry.set_live(rooms.lineage, number)
-    store.put(key, whole[:-40] + b"x" * 40)
     rooms.look()
     assert rooms.served == 1
     assert rooms.refusal
-    store.put(key, whole)
+    assert rooms.replica.refusals == 1
+    mend()
     rooms.registry.set_live(rooms.lineage, 1)
     rooms.look()
     rooms.registry.set_live(rooms.lineage, number)
@@ -148,6 +97,73 @@ def test_what_is_not_finite_is_refused(rooms: Rooms) -> None:
     assert "not finite" in rooms.refusal
     with pytest.raises(RefusedError, match="not finite"):
         rooms.bank.get(rooms.lineage, 1)
+
+
+def test_a_new_replica_draws_with_the_latest_sound_version_before_a_refused_one(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2, 3):
+        rooms.publish(seed)
+    rooms.registry.set_live(rooms.lineage, 1)
+    rooms.look()
+    mend = rooms.damage(rooms.publish(4))
+    rooms.look()
+    new = rooms.new_replica()
+    assert new.served == rooms.served == 1, "what was live before, not the version of the number before"
+    assert new.refusal == rooms.refusal
+    rooms.damage(1)
+    newest = rooms.new_replica()
+    assert newest.served == 3
+    monkeypatch.setattr(follower_module, "_AGAIN_SECONDS", 0.0)
+    mend()
+    for replica in (new, newest):
+        replica.look()
+        assert replica.served == 4
+        assert not replica.follower.refused
+
+
+def test_a_new_replica_does_not_draw_with_what_was_live_before_live_was_cleared(rooms: Rooms) -> None:
+    rooms.publish(1)
+    rooms.registry.clear_live(rooms.lineage)
+    rooms.damage(rooms.publish(2))
+    new = rooms.new_replica()
+    assert new.served is None
+    assert new.refusal
+    with pytest.raises(RefusedError):
+        new.bank.get(rooms.lineage, 2)
+
+
+def test_a_live_version_that_is_not_ours_is_refused_and_raises_the_alert(rooms: Rooms, mlflow_client_of: Any) -> None:
+    rooms.publish(1)
+    rooms.look()
+    client = mlflow_client_of(rooms)
+    foreign = client.create_model_version(rooms.lineage, "s3://nowhere/x", await_creation_for=0).version
+    client.set_registered_model_alias(rooms.lineage, LIVE, foreign)
+    rooms.look()
+    for served in (rooms, rooms.new_replica()):
+        assert served.served == 1
+        assert "was not published by Palimpsest" in served.refusal
+        assert served.replica.refusals == 1
+
+
+def test_a_roll_back_in_mlflow_is_followed_in_one_look_though_the_store_is_silent(
+    rooms: Rooms, mlflow_client_of: Any
+) -> None:
+    for seed in (1, 2):
+        rooms.publish(seed)
+        rooms.look()
+    rooms.store.answers.clear()
+    mlflow_client_of(rooms).set_registered_model_alias(rooms.lineage, LIVE, "1")
+    rooms.follower.look()
+    assert rooms.served == 1
+    rooms.follower.look()
+    rooms.store.answers.set()
+
+    def written_down() -> bool:
+        last = AuditLog(rooms.store).last_move(rooms.lineage, LIVE)
+        return last is not None and (last.before, last.after, last.via) == (2, 1, "found")
+
+    wait_until(written_down)
 
 
 def test_an_outage_is_served_from_memory_and_caught_up_with(rooms: Rooms) -> None:
@@ -188,10 +204,12 @@ def test_files_that_are_out_of_reach_do_not_keep_a_new_replica_from_serving_othe
     rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms.publish(1)
-    get = rooms.bank.get
+    get, tries = rooms.bank.get, 0
     with monkeypatch.context() as outage:
 
         def away(*_: object, **__: object) -> None:
+            nonlocal tries
+            tries += 1
             raise UnavailableError("the store does not answer")
 
         outage.setattr(rooms.bank, "get", away)
@@ -201,7 +219,10 @@ def test_files_that_are_out_of_reach_do_not_keep_a_new_replica_from_serving_othe
                 rooms.look()
         assert rooms.follower._settled()
         assert rooms.served is None
+        wait_until(lambda: tries == 4)
     assert rooms.bank.get == get
+    with pytest.raises(UnavailableError):
+        rooms.look()  # which hears of the last try of the outage
     rooms.look()
     assert rooms.served == 1, "it is tried on and on"
 
@@ -218,86 +239,6 @@ def test_a_hint_is_followed_though_polling_is_rare(rooms: Rooms) -> None:
         wait_until(lambda: rooms.served == 2)
     finally:
         follower.stop()
-
-
-def test_what_may_be_live_next_is_there_before_it_is(rooms: Rooms) -> None:
-    rooms.publish(1)
-    rooms.publish(2, live=False)
-    rooms.look()
-    rooms.registry.set_live(rooms.lineage, 2)
-    rooms.network.down()
-    assert rooms.bank.get(rooms.lineage, 2).number == 2
-    rooms.network.up()
-
-
-def test_a_canary_whose_gate_failed_is_ended(rooms: Rooms) -> None:
-    rooms.publish(1)
-    rooms.publish(2, live=False, passed=False)
-    rooms.registry.set_canary(rooms.lineage, 2, 10)
-    rooms.look()
-    assert [rooms.follower.rollout.pick(rooms.lineage) for _ in range(20)] == [None] * 20
-    assert rooms.registry.canary(rooms.lineage) is None
-
-
-def test_a_canary_that_cannot_be_ended_now_draws_nothing_and_is_ended_later(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def away(*_: object, **__: object) -> None:
-        raise UnavailableError("away")
-
-    rooms.publish(1)
-    rooms.publish(2, live=False)
-    rooms.publish(3, live=False, passed=False)
-    rooms.registry.set_canary(rooms.lineage, 2, 50)
-    rooms.look()
-    assert 2 in [rooms.follower.rollout.pick(rooms.lineage) for _ in range(2)]
-    rooms.registry.end_canary(rooms.lineage)
-    with monkeypatch.context() as outage:
-        outage.setattr(Registry, "end_canary", away)  # for the package's own replica, too: it would end it at once
-        rooms.registry.set_canary(rooms.lineage, 3, 50)
-        rooms.look()
-        assert [rooms.follower.rollout.pick(rooms.lineage) for _ in range(4)] == [None] * 4
-        assert rooms.registry.canary(rooms.lineage) == Canary(3, 50)
-    rooms.look()
-    assert rooms.registry.canary(rooms.lineage) is None
-    ended = rooms.registry.history(rooms.lineage)[-1]
-    assert (ended.after, ended.via, ended.reason) == (None, "serving", "it is not sound, or failed its gate")
-
-
-def test_a_canary_that_failed_during_an_outage_is_ended_when_that_is_over(rooms: Rooms) -> None:
-    rooms.publish(1)
-    rooms.publish(2, live=False)
-    rooms.registry.set_canary(rooms.lineage, 2, 50)
-    rooms.look()
-    rollout = rooms.follower.rollout
-    for _ in range(30):
-        rollout.record(rooms.lineage, canary=False, failed=False)
-    assert 2 in [rollout.record(rooms.lineage, canary=True, failed=True) for _ in range(5)]
-    rooms.network.down()
-    with pytest.raises(UnavailableError):
-        rooms.look()
-    assert [rollout.pick(rooms.lineage) for _ in range(4)] == [None] * 4
-    rooms.network.up()
-    rooms.look()
-    assert rooms.registry.canary(rooms.lineage) is None
-    assert [rollout.pick(rooms.lineage) for _ in range(4)] == [None] * 4
-
-
-def test_a_canary_is_set_and_ended_in_the_registry(rooms: Rooms) -> None:
-    rooms.publish(1)
-    rooms.publish(2, live=False)
-    rooms.registry.set_canary(rooms.lineage, 2, 12.5)
-    assert rooms.registry.canary(rooms.lineage) == Canary(2, 12.5)
-    rooms.look()
-    assert [rooms.follower.rollout.pick(rooms.lineage) for _ in range(16)].count(2) == 2
-    rooms.registry.end_canary(rooms.lineage, 1)
-    assert rooms.registry.canary(rooms.lineage), "another version's canary"
-    rooms.registry.end_canary(rooms.lineage)
-    rooms.registry.end_canary(rooms.lineage)
-    assert rooms.registry.canary(rooms.lineage) is None
-    for percent in (0, 100, float("nan")):
-        with pytest.raises(InputError, match="canary_percent"):
-            rooms.registry.set_canary(rooms.lineage, 2, percent)
 
 
 def test_a_lineage_without_a_live_version_is_forgotten(rooms: Rooms, mlflow_client_of: Any) -> None:

@@ -1,16 +1,21 @@
 """Bank and follower on a stand-in for the registry: who waits for whom (test_follower.py has the real one)."""
 
 import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cp_serve import ahead
 from cp_serve.bank import Bank
 from cp_serve.follower import Follower
+from cp_serve.metrics import Metrics
 from services.base_model import BaseModel
-from services.canary import Targets
+from services.canary import Canary, Targets
 from services.errors import UnavailableError
 from tests.cp_serve.drawings import PATIENCE
 from tests.cp_serve.versions import adapter_of, go_live
@@ -19,18 +24,54 @@ from tests.house import wait_until
 
 @dataclass
 class Shelf:
-    """A registry's two methods that the bank and the follower use, under the test's thumb."""
+    """A registry's methods that the bank and the follower use, under the test's thumb.
+
+    Attributes:
+        held: lineage, `record` or `end` -> what its fetch, or what writes into the audit log, waits for.
+        failing: the same, or `*` for the registry itself -> what it raises.
+    """
 
     base: BaseModel
     live: dict[str, int] = field(default_factory=dict)
+    candidates: dict[str, int] = field(default_factory=dict)
+    canaries: dict[str, Canary] = field(default_factory=dict)
+    unrecorded: set[str] = field(default_factory=set)
+    unfit: set[tuple[str, int]] = field(default_factory=set)
     failing: dict[str, Exception] = field(default_factory=dict)
     held: dict[str, threading.Event] = field(default_factory=dict)
     fetched: list[tuple[str, int]] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
 
     def targets(self) -> dict[str, Targets]:
         if "*" in self.failing:
             raise self.failing["*"]
-        return {name: Targets(number, None, None) for name, number in self.live.items()}
+        return {
+            name: Targets(
+                number, self.candidates.get(name), self.canaries.get(name), unrecorded=name in self.unrecorded
+            )
+            for name, number in self.live.items()
+        }
+
+    def version(self, lineage: str, number: int) -> SimpleNamespace:
+        return SimpleNamespace(gate_passed=(lineage, number) not in self.unfit)
+
+    def live_before(self, _lineage: str, _number: int) -> Iterator[int]:
+        return iter(())
+
+    def record_found(self, lineage: str) -> None:
+        self._write("record")
+        self.unrecorded.discard(lineage)
+
+    def end_canary(self, lineage: str, _number: int, **_: object) -> bool:
+        self._write("end")
+        return self.canaries.pop(lineage, None) is not None
+
+    def _write(self, what: str) -> None:
+        self.written.append(what)
+        if what in self.held:
+            assert self.held[what].wait(PATIENCE)
+        if what in self.failing:
+            raise self.failing[what]
 
     def fetch(self, lineage: str, number: int, **_: object) -> tuple[None, Any]:
         self.fetched.append((lineage, number))
@@ -42,16 +83,29 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tiny_base: BaseModel) -> Shelf:
-    return Shelf(tiny_base)
+def shelf(tiny_base: BaseModel) -> Iterator[Shelf]:
+    shelf = Shelf(tiny_base)
+    yield shelf
+    for held in shelf.held.values():
+        held.set()
 
 
-def bank_of(shelf: Shelf) -> Bank:
-    return Bank(shelf, shelf.base)  # type: ignore[arg-type]
+def bank_of(shelf: Shelf, *, room: int = 1000) -> Bank:
+    """A bank with room for so many versions."""
+    size = adapter_of(shelf.base, {"fox": 1}).bytes()
+    return Bank(shelf, shelf.base, max_bytes=room * size)  # type: ignore[arg-type]
 
 
-def follower_of(shelf: Shelf, bank: Bank, *, patience: float = PATIENCE) -> Follower:
-    return Follower(shelf, bank, seconds=0.01, patience=patience)  # type: ignore[arg-type]
+def follower_of(shelf: Shelf, bank: Bank, metrics: Metrics | None = None) -> Follower:
+    return Follower(shelf, bank, seconds=0.01, metrics=metrics)  # type: ignore[arg-type]
+
+
+def look_until(follower: Follower, condition: Callable[[], bool]) -> None:
+    """Look, as the thread does, until a condition holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the awaited condition never held"
+        follower.look()
 
 
 def test_a_version_is_fetched_once_however_many_ask(shelf: Shelf) -> None:
@@ -117,18 +171,21 @@ def test_one_lineage_whose_files_are_away_holds_up_no_other(shelf: Shelf) -> Non
     bank = bank_of(shelf)
     follower = follower_of(shelf, bank)
     with pytest.raises(UnavailableError):
-        follower.look()
-    assert bank.pointers() == {"b": 1, "c": 1}
-    assert not follower.refused, "nothing is wrong with it"
-    shelf.failing.clear()
-    follower.look()
-    assert bank.pointers() == {"a": 1, "b": 1, "c": 1}
+        look_until(follower, lambda: False)
+    follower.start()
+    try:
+        wait_until(lambda: bank.pointers() == {"b": 1, "c": 1})
+        assert not follower.refused, "nothing is wrong with it"
+        shelf.failing.clear()
+        wait_until(lambda: bank.pointers() == {"a": 1, "b": 1, "c": 1})
+    finally:
+        follower.stop()
 
 
 def test_a_version_that_comes_slowly_holds_up_no_other_lineage(shelf: Shelf) -> None:
     shelf.live, shelf.held["slow"] = {"slow": 1, "quick": 1}, threading.Event()
     bank = bank_of(shelf)
-    follower = follower_of(shelf, bank, patience=0.01)
+    follower = follower_of(shelf, bank)
     follower.start()
     try:
         wait_until(lambda: bank.pointers() == {"quick": 1})
@@ -147,9 +204,8 @@ def test_a_version_that_comes_slowly_holds_up_no_other_lineage(shelf: Shelf) -> 
 def test_what_comes_after_it_was_rolled_back_does_not_go_live(shelf: Shelf) -> None:
     shelf.live = {"pets": 1}
     bank = bank_of(shelf)
-    follower = follower_of(shelf, bank, patience=0.01)
-    while bank.pointers() != {"pets": 1}:
-        follower.look()
+    follower = follower_of(shelf, bank)
+    look_until(follower, lambda: bank.pointers() == {"pets": 1})
     shelf.live, shelf.held["pets"] = {"pets": 2}, threading.Event()
     follower.look()
     assert follower.under_way == 1
@@ -160,6 +216,90 @@ def test_what_comes_after_it_was_rolled_back_does_not_go_live(shelf: Shelf) -> N
         assert bank.pointers() == {"pets": 1}
     follower.stop()
     assert bank.here("pets", 2), "it came"
+
+
+def test_a_roll_back_waits_for_no_fetch_of_others(shelf: Shelf) -> None:
+    bank = bank_of(shelf)
+    follower = follower_of(shelf, bank)
+    for number in (1, 2):
+        shelf.live = {"pets": number}
+        look_until(follower, lambda: bank.pointers() == shelf.live)
+    slow = {f"slow-{index}": 1 for index in range(4)}
+    shelf.held = {name: threading.Event() for name in slow}
+    shelf.live = {"pets": 2, **slow}
+    follower.look()
+    wait_until(lambda: len(shelf.fetched) == 2 + len(slow))
+    shelf.live = {"pets": 1, **slow}
+    follower.look()
+    assert bank.pointers() == {"pets": 1}, "one look is enough"
+    assert follower.under_way == len(slow)
+    for held in shelf.held.values():
+        held.set()
+    look_until(follower, lambda: bank.pointers() == shelf.live)
+    follower.stop()
+
+
+def test_a_look_does_not_wait_for_what_is_written_down(shelf: Shelf) -> None:
+    bank = bank_of(shelf)
+    follower = follower_of(shelf, bank)
+    for number in (1, 2):
+        shelf.live = {"pets": number}
+        look_until(follower, lambda: bank.pointers() == shelf.live)
+    shelf.held["record"] = threading.Event()
+    shelf.unrecorded.add("pets")
+    for number in (1, 2, 1):
+        shelf.live = {"pets": number}
+        follower.look()
+        assert bank.pointers() == {"pets": number}
+    assert shelf.written == ["record"], "begun once"
+    shelf.failing["record"] = KeyError("secret")
+    shelf.held["record"].set()
+    look_until(follower, lambda: len(shelf.written) > 1)
+    assert shelf.unrecorded, "it failed, no look did, and it is tried again"
+    shelf.failing.clear()
+    look_until(follower, lambda: not shelf.unrecorded)
+    follower.stop()
+
+
+def test_a_look_does_not_wait_until_a_canary_is_ended(shelf: Shelf) -> None:
+    metrics = Metrics()
+    bank = bank_of(shelf)
+    follower = follower_of(shelf, bank, metrics)
+    shelf.live, shelf.canaries = {"pets": 1}, {"pets": Canary(2, 50)}
+    shelf.unfit.add(("pets", 2))
+    shelf.held["end"] = threading.Event()
+    look_until(follower, lambda: bank.pointers() == {"pets": 1} and bool(shelf.written))
+    bank.get("pets", 3)
+    shelf.live = {"pets": 3}
+    follower.look()
+    assert bank.pointers() == {"pets": 3}
+    assert follower.rollout.pick("pets") is None
+    shelf.held["end"].set()
+    look_until(follower, lambda: counted(metrics, "palimpsest_canary_returns_total") > 0)
+    for _ in range(3):
+        follower.look()
+    assert counted(metrics, "palimpsest_canary_returns_total") == 1
+    follower.stop()
+
+
+def counted(metrics: Metrics, name: str) -> float:
+    return next(s.value for family in metrics.collect() for s in family.samples if s.name == name)
+
+
+def test_what_had_to_leave_memory_is_fetched_ahead_again(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = bank_of(shelf, room=2)
+    follower = follower_of(shelf, bank)
+    shelf.live, shelf.candidates = {"pets": 1}, {"pets": 2}
+    look_until(follower, lambda: bank.pointers() == {"pets": 1} and ("pets", 2) in bank)
+    bank.get("cold", 1)
+    assert ("pets", 2) not in bank
+    follower.look()
+    assert follower.under_way == 0, "not all the time, where memory is short for good"
+    monkeypatch.setattr(ahead, "_AGAIN_SECONDS", 0.0)
+    look_until(follower, lambda: ("pets", 2) in bank)
+    assert shelf.fetched.count(("pets", 2)) == 2
+    assert ("pets", 1) in bank
+    follower.stop()
 
 
 def test_no_error_ends_the_follower(shelf: Shelf, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,9 +19,10 @@ from services.auth import People
 from services.jobs import JobInfo
 from services.objects import open_store
 from tests.cp_serve.conftest import Serving
-from tests.cp_serve.drawings import PATIENCE
+from tests.cp_serve.drawings import PATIENCE, Gate
 from tests.cp_serve.test_http import PATH, refused
 from tests.cp_serve.versions import publish
+from tests.house import wait_until
 
 SAMPLE = next((Path(__file__).parents[2] / "infra" / "samples" / "robot").glob("*.png"))
 WATCH = "watch-0123456789-0123456789"
@@ -231,6 +232,26 @@ def test_a_share_is_used_up(guarded: Guarded) -> None:
     refused(answer, 429, "rate_limit_exceeded", None, "Your share is 40 pictures in 1 h")
     assert int(answer.headers["Retry-After"]) > 60
     assert guarded.draw("dee", "base", prompt="a fox").status_code == 200
+
+
+def test_nobodys_pictures_to_be_classified_hold_up_everybody_elses(guarded: Guarded) -> None:
+    line, (name, path) = guarded.serving.denoiser._classifying, (SAMPLE.name, f"/v1/lineages/{guarded.mine}/classify")
+
+    def classify(who: str) -> Any:
+        return guarded.ask(who, "POST", path, data={"trials": "1"}, files={"image": (name, SAMPLE.read_bytes())})
+
+    with Gate(guarded.serving.denoiser.base) as gate, ThreadPoolExecutor(5) as pool:
+        waiting = []
+        for held in range(1, 5):
+            waiting.append(pool.submit(classify, "ada"))
+            wait_until(lambda held=held: line._held.total() == held)  # type: ignore[misc]
+        answer = classify("ada")
+        waiting.append(pool.submit(classify, "bob"))
+        wait_until(lambda: line._held.total() == 5)
+        gate.open()
+        assert [one.result().status_code for one in waiting] == [200] * 5
+    refused(answer, 429, "rate_limit_exceeded", None, "4 requests of yours")
+    assert int(answer.headers["Retry-After"]) >= 1
 
 
 def test_every_route_of_a_lineage_asks() -> None:

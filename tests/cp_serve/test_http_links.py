@@ -28,6 +28,7 @@ from tests.cp_serve.drawings import Gate
 from tests.cp_serve.handles import Handle
 from tests.cp_serve.test_http import PATH, PROMPT, SECRET, pictures, refused
 from tests.cp_serve.versions import publish
+from tests.house import wait_until
 
 HOOK = "/v1/hooks/mlflow"
 
@@ -93,6 +94,38 @@ def test_what_failed_is_tried_again_under_its_key(serving: Serving) -> None:
     while (response := serving.client.post(PATH, json=PROMPT | {"steps": 2}, headers=headers)).status_code == 409:
         pass  # the claim is given up a moment after the answer
     assert response.status_code == 200
+
+
+def test_what_is_carried_out_twice_under_a_key_gives_the_same_pictures(serving: Serving) -> None:
+    """Two who find a dead holder's claim at the same moment both draw."""
+    home: House = serving.app.state.house
+    body = {field: value for field, value in PROMPT.items() if field != "seed"} | {"steps": 2}
+    drawn = []
+    for key in ("key-4", "key-4", "key-5", "", ""):
+        response = serving.client.post(PATH, json=body, headers={"Idempotency-Key": key} if key else {})
+        assert (response.status_code, response.headers.get("idempotent-replayed")) == (200, None)
+        drawn.append(response.json()["data"][0])
+        home.answers.give_up(key)
+    assert drawn[0] == drawn[1]
+    assert len({one["seed"] for one in drawn}) == 4
+
+
+def test_a_key_whose_answer_could_not_be_kept_is_free_again_when_the_store_is_back(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home: House = serving.app.state.house
+
+    def away(*_: object) -> None:
+        raise UnavailableError("The store is away.")
+
+    monkeypatch.setattr("services.patience._FIRST", 0.01)
+    monkeypatch.setattr(home.store, "put", away)
+    monkeypatch.setattr(home.store, "delete", away)
+    headers, body = {"Idempotency-Key": "key-6"}, PROMPT | {"steps": 2}
+    assert serving.client.post(PATH, json=body, headers=headers).status_code == 200
+    assert serving.client.post(PATH, json=body, headers=headers).status_code == 409, "nobody knows what it was"
+    monkeypatch.undo()
+    wait_until(lambda: serving.client.post(PATH, json=body, headers=headers).status_code == 200)
 
 
 def test_while_the_first_is_under_way_the_second_is_told_so(serving: Serving) -> None:

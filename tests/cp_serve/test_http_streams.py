@@ -8,8 +8,10 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import openai
 import pytest
+from openai.types import ImageGenPartialImageEvent
 from PIL import Image
 
 from tests.cp_serve.conftest import Serving
@@ -75,6 +77,36 @@ def test_previews_of_every_picture_or_none_as_asked(serving: Serving) -> None:
     assert sorted(partial) == [(image, index) for image in range(2) for index in range(3)]
     completed = [data for name, data in found if name.endswith("completed")]
     assert [(data["image"], data["seed"]) for data in completed] == [(0, 7), (1, 8)]
+
+
+def test_previews_come_nearer_and_nearer_to_their_own_picture(serving: Serving) -> None:
+    def pixels(data: dict[str, Any]) -> Any:
+        return np.asarray(picture(data), np.float64)
+
+    found = events(serving, n=2, partial_images=3, steps=8)
+    final = {data["image"]: pixels(data) for name, data in found if name.endswith("completed")}
+    previews = {
+        (data["image"], data["partial_image_index"]): pixels(data)
+        for name, data in found
+        if name.endswith("partial_image")
+    }
+    others = [pixels(data) for _, data in events(serving, n=2, partial_images=0, steps=8, prompt="a <robot>")]
+    for image, picture_of_fox in final.items():
+        apart = [np.abs(previews[image, index] - picture_of_fox).mean() for index in range(3)]
+        assert apart == sorted(apart, reverse=True)
+        assert apart[-1] < np.abs(others[image] - picture_of_fox).mean() / 10, "of the same seed, and another concept"
+        assert apart[-1] < np.abs(previews[1 - image, 2] - picture_of_fox).mean() / 10
+
+
+def test_openais_client_takes_progress_for_a_preview_without_a_picture(client: openai.OpenAI) -> None:
+    """So it is told only to whoever asks."""
+    stream = client.images.generate(
+        model="pets", prompt="a <fox>", stream=True, partial_images=0, extra_body={"steps": 2, "stream_progress": True}
+    )
+    *progress, last = stream
+    assert {event.type for event in progress} == {"image_generation.progress"}
+    assert {(type(event), event.b64_json) for event in progress} == {(ImageGenPartialImageEvent, None)}
+    assert last.b64_json
 
 
 def test_progress_of_every_step_is_told_to_whoever_asks(serving: Serving) -> None:
@@ -146,7 +178,11 @@ def test_whoever_hangs_up_in_a_stream_frees_his_places_within_one_step(serving: 
             gate.arrived()
             gate.let(3)
             assert connection.recv(12) == b"HTTP/1.1 200"
+            for _ in range(3):
+                gate.arrived()
             assert engine.load == 4
+            steps = engine.steps_done
         wait_until(lambda: engine.load == 0)
         gate.open()
     serving.generate(steps=1)
+    assert engine.steps_done - steps == 2, "the step that was on its way, and the next request's"

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from cp_serve.line import Check, GivenUpError, Line
-from services.errors import BusyError
+from services.errors import BusyError, QuotaError
 from tests.cp_serve.drawings import PATIENCE
 
 
@@ -29,6 +30,63 @@ def test_a_full_line_says_when_to_come_again() -> None:
 
     line = Line("test", 2)
     asyncio.run(queue())
+    line.close()
+
+
+def test_a_person_has_half_of_the_line_and_everybody_takes_turns() -> None:
+    served, begun, may_end = list[str](), threading.Event(), threading.Event()
+
+    def work_of(person: str) -> Callable[[Check], None]:
+        def work(_: Check) -> None:
+            served.append(person)
+            begun.set()
+            assert may_end.wait(PATIENCE)
+
+        return work
+
+    async def queue() -> None:
+        people = ["ann", "ann", "ann", "ann", "bob", "bob", "cleo"]
+        waiting = [asyncio.create_task(line.run(work_of(person), person=person)) for person in people]
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        with pytest.raises(QuotaError, match="4 requests of yours") as own:
+            await line.run(work_of("ann"), person="ann")
+        assert own.value.retry_after == 3, "seconds: bob and cleo come before her next one is done"
+        waiting.append(asyncio.create_task(line.run(work_of("bob"), person="bob")))
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError, match="8 others"):
+            await line.run(work_of("dan"), person="dan")
+        may_end.set()
+        await asyncio.gather(*waiting)
+        assert served == ["ann", "bob", "cleo", "ann", "bob", "ann", "bob", "ann"]
+        assert await line.run(lambda _: "done", person="ann") == "done"
+
+    line = Line("test", 8)
+    asyncio.run(queue())
+    line.close()
+
+
+def test_whoever_leaves_the_line_gives_the_place_back() -> None:
+    begun, may_end, served = threading.Event(), threading.Event(), list[str]()
+
+    def work(_: Check) -> None:
+        begun.set()
+        assert may_end.wait(PATIENCE)
+
+    async def leave() -> None:
+        first = asyncio.create_task(line.run(work, person="bob"))
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        for _ in range(3):
+            gone = asyncio.create_task(line.run(lambda _: served.append("gone"), person="ann"))
+            await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+        last = asyncio.create_task(line.run(lambda _: served.append("ann"), person="ann"))
+        may_end.set()
+        await asyncio.gather(first, last)
+        assert served == ["ann"]
+
+    line = Line("test", 2)
+    asyncio.run(leave())
     line.close()
 
 

@@ -239,6 +239,18 @@ def test_what_a_replica_refuses_is_raised_and_never_asked_again() -> None:
     with_replica(use)
 
 
+def test_what_is_ready_is_delivered_however_slowly_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cp_serve.replicas._GRACE", 0.5)
+
+    async def use(replicas: Replicas, _: Replica, __: Handle) -> None:
+        stream = replicas.stream(REQUEST)
+        assert isinstance(await anext(stream), Progress)
+        await asyncio.sleep(0.7)
+        assert isinstance([item async for item in stream][-1], Drawn)
+
+    with_replica(use, deadline=0.1)
+
+
 class Hanging:
     """A replica that answers nothing."""
 
@@ -351,30 +363,6 @@ def test_rays_errors_become_ours_and_others_pass(error: Exception, kind: type[Ex
         replica.answer = error
         with pytest.raises(kind):
             await replicas.draw(REQUEST)
-
-    with_replica(use)
-
-
-@pytest.mark.parametrize("streams", [False, True])
-def test_where_serve_has_no_room_there_is_some_after_what_a_request_takes(streams: bool) -> None:
-    async def refused(replicas: Replicas, replica: Replica) -> float | None:
-        replica.answer = BackPressureError(1, 1)
-        with pytest.raises(BusyError) as error:
-            await replicas.draw(REQUEST)
-        replica.answer = DRAWN
-        return error.value.retry_after
-
-    async def use(replicas: Replicas, replica: Replica, _: Handle) -> None:
-        guess = await refused(replicas, replica)
-        replica.seconds = 0.05
-        if streams:
-            assert [item async for item in replicas.stream(REQUEST)]
-        else:
-            await replicas.draw(REQUEST)
-        after = await refused(replicas, replica)
-        assert after
-        assert after >= replica.seconds
-        assert after != guess
 
     with_replica(use)
 

@@ -1,8 +1,6 @@
 """Load makes the denoiser grow, and quiet makes it shrink; no request is lost, not even to a replica that dies."""
 
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -11,36 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from services.local_stack import ray_environment
+from tests.e2e.second import NAME, second_application
 from tests.house import PATIENCE, House, wait_until
-
-PREFIX = "/scaled"
-SCRIPT = f"""
-import sys
-import ray
-from ray import serve
-from cp_serve.app import application
-from services.settings import Settings
-settings = Settings()
-ray.init(address=f"{{settings.host}}:{{settings.ray_port}}", log_to_driver=False, logging_level="warning")
-if sys.argv[1] == "up":
-    serve.run(application(settings), name="scaled", route_prefix="{PREFIX}")
-else:
-    serve.delete("scaled")
-"""
 
 
 @pytest.fixture
 def url(house: House) -> Iterator[str]:
-    """A second application on the same cluster, with a small batch, that may grow to two replicas."""
-    grown = {"PALIMPSEST_MAX_REPLICAS": "2", "PALIMPSEST_MAX_BATCH": "2", "PALIMPSEST_DOWNSCALE_SECONDS": "1"}
-    for what in ("up", "down"):
-        command = [sys.executable, "-c", SCRIPT, what]
-        environment = ray_environment(house.settings) | grown
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        if what == "up":
-            yield f"{house.settings.api}{PREFIX}"
+    """An application with a small batch, that may grow to two replicas."""
+    with second_application(house, max_replicas=2, max_batch=2, downscale_seconds=1) as url:
+        yield url
 
 
 def replicas(url: str) -> int:
@@ -85,9 +62,9 @@ def test_the_denoiser_grows_with_the_load_and_shrinks_without_it(house: House, u
         try:
             drawing = [pool.submit(draw_on, person, everybody if person == 0 else crowd) for person in range(8)]
             wait_until(lambda: replicas(url) == 2)
-            victim, _ = house.denoisers("scaled")
+            victim, _ = house.denoisers(NAME)
             victim.kill()
-            wait_until(lambda: victim not in (there := house.denoisers("scaled")) and len(there) == replicas(url) == 2)
+            wait_until(lambda: victim not in (there := house.denoisers(NAME)) and len(there) == replicas(url) == 2)
             crowd.set()
             wait_until(lambda: replicas(url) == 1)
         finally:

@@ -28,7 +28,15 @@ def test_it_tells_what_happened(
     assert len(found["first_picture_seconds_polling"]) == 2
     assert found["longest_pause_at_most"] > 0
     assert found["longest_step_at_most"] > 0
-    assert "4 flips while 2 clients drew" in (tmp_path / "swaps.md").read_text()
+    (moves,) = found["pointer_moves"]
+    assert 1 <= moves <= 4, "of flips between two looks the replica sees the last"
+    still = found["without_flips"]
+    assert (still["failed"], still["torn"], still["pointer_moves"]) == (0, 0, [0])
+    assert still["seconds"] >= found["seconds"]
+    assert still["drawn"] > 0
+    report = (tmp_path / "swaps.md").read_text()
+    assert "4 flips while 2 clients drew" in report
+    assert "|  | 4 flips | no flips |" in report
     assert not [name for name in serving.registry.lineages() if name.startswith("bench-")]
 
 

@@ -16,7 +16,7 @@ from cp_train.denoise import check_shares
 from cp_train.methods import find_method, product_method
 from cp_train.plan import Plan
 from cp_train.prompts import concept_prompts
-from cp_train.report import SAMPLES, describe, environment, put_report
+from cp_train.report import SAMPLES, describe, put_report
 from cp_train.request import Outcome, Place, Request
 from cp_train.task import Learned
 from cp_train.trainer import train, workers
@@ -33,6 +33,7 @@ from services.manifest import Concept, Content, Manifest, Provenance, canonical,
 from services.objects import checkpoint_folder, open_store
 from services.patience import outlast
 from services.settings import Settings
+from services.versions import TAG
 
 __all__ = ["Outcome", "Request", "learn"]
 
@@ -237,8 +238,7 @@ class Job:
             def publish() -> VersionInfo:
                 """May be repeated: nothing shows before the registration, which is found again by its submission."""
                 self.registry.log_metrics(run_id, metrics)
-                grid = learned.grid if self.settings.samples else b""
-                report = put_report(self.registry, run_id, manifest, live, grid)
+                report = put_report(self.registry, run_id, manifest, live, learned.grid)
                 version = self.registry.publish(
                     request.lineage,
                     run_id,
@@ -247,7 +247,7 @@ class Job:
                     submission=submission,
                     intake=intake_id,
                     images=images,
-                    pictures=SAMPLES if grid else "",
+                    pictures=SAMPLES if learned.grid else "",
                     verdict=learned.verdict,
                     job=current_job_id(),
                     actor=request.actor,
@@ -292,7 +292,8 @@ class Job:
         """An MLflow run that ends as what happened."""
         request = self.request
         params = request.config.flat() | {"concept": request.concept, "noun": request.noun, "base": request.base}
-        run_id = self.registry.create_run(request.lineage, name=request.concept, params=params, tags=environment())
+        tags = {f"{TAG}job": current_job_id()}
+        run_id = self.registry.create_run(request.lineage, name=request.concept, params=params, tags=tags)
         try:
             yield run_id
         except BaseException as error:

@@ -22,6 +22,7 @@ from cp_train.evaluation.timeline import Sheet, over_versions
 from services.describe import describe_run
 from services.errors import NotFoundError, PalimpsestError, RefusedError
 from services.lineage import Registry, VersionInfo
+from services.machine import revision
 from services.manifest import Manifest
 from services.versions import TAG
 
@@ -47,10 +48,17 @@ class Report:
     pictures: bool
 
 
-def environment() -> dict[str, str]:
-    """Tags of a run that say what it was made with: the job's own Python, libraries and machine."""
-    found = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers", "ray")}
-    found |= {"python": platform.python_version(), "system": platform.platform(), "cpus": str(os.cpu_count())}
+def environment(device: torch.device) -> dict[str, str]:
+    """Tags of a run that say what it was made with: this process's Palimpsest, Python, libraries and machine.
+
+    Args:
+        device: that learns; of a GPU its name and its CUDA are told.
+    """
+    found = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers", "ray", "mlflow")}
+    found |= {"palimpsest": revision(), "python": platform.python_version()}
+    found |= {"system": platform.platform(), "cpus": str(os.cpu_count()), "device": device.type}
+    if device.type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
     return {f"{TAG}environment.{name}": value for name, value in found.items()}
 
 

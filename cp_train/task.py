@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from cp_train.data import cached_latents
 from cp_train.denoise import Denoising, Pictures
-from cp_train.evaluation.draw import draw, grid
-from cp_train.evaluation.evidence import Evidence, Examination
+from cp_train.evaluation.draw import grid
+from cp_train.evaluation.evidence import Examination, draw_concepts
 from cp_train.evaluation.features import gate_features
 from cp_train.evaluation.gate import Limits, judge, unsound
 from cp_train.evaluation.metrics import dc_accuracy, dc_score, denoising_loss
@@ -22,7 +22,7 @@ from cp_train.methods.dsc import Distillation
 from cp_train.methods.kv import protect
 from cp_train.phase import Phase, Shard, State
 from cp_train.plan import Plan
-from cp_train.prompts import concept_prompts, plain_prompt
+from cp_train.prompts import concept_prompts
 from services import adapter as adapter_files
 from services.adapter import Adapter, TrainingState
 from services.base_model import BaseModel
@@ -38,7 +38,10 @@ FISHER_SEED = 1_000_000_007
 
 @dataclass(frozen=True)
 class Learned:
-    """What came out: the version's tensor files, a sample grid (PNG), the gate's verdict, and figures for MLflow."""
+    """What came out: the version's tensor files, the gate's verdict, and figures for MLflow.
+
+    `grid` has samples of every concept, a PNG; it is empty where samples are not wanted.
+    """
 
     files: dict[str, bytes]
     grid: bytes
@@ -171,23 +174,29 @@ class Task:
         return {"dc_score": dc_score(self.base, self.adapter(), self.latents_NCHW[: self.images], prompts, tau=tau)}
 
     def finish(self, settings: Settings) -> Learned:
-        """Weigh what matters (Fisher information), draw every concept so far, judge."""
+        """Weigh what matters (Fisher information), draw, judge."""
         return self.judged(self.adapter(), self.fisher_information(), settings)
 
     def judged(self, adapter: Adapter, fisher: TrainingState, settings: Settings) -> Learned:
-        """What the gate says of an adapter that is to follow the parent."""
-        plan = self.plan
-        pictures = draw(self.base, adapter, [plain_prompt(c) for c in plan.concepts], SAMPLE_SEEDS)
-        files = adapter_files.encode(adapter, fisher, self.base.layout)
-        reasons = unsound(adapter, fisher, pictures, [concept.name for concept in plan.concepts])
-        if reasons:
-            return Learned(files, grid(pictures), Verdict(False, tuple(reasons)), {})
-        evidence = self.evidence(adapter, pictures, settings.gate_features)
-        verdict = judge(evidence, Limits.of(settings), plan.concept.name)
-        return Learned(files, grid(pictures), verdict, self._metrics(adapter) | evidence.metrics())
+        """What the gate says of an adapter that is to follow the parent.
 
-    def evidence(self, adapter: Adapter, pictures_PSHWC: Tensor, features: str) -> Evidence:
-        """What the gate judges an adapter by, given its pictures of every concept from the sample seeds."""
+        It looks at the new concept and at a few earlier ones, however many there are; samples show all of them.
+        """
+        concept, examination = self.plan.concept, self._examination(adapter, settings.gate_features)
+        looked_at = [*examination.judged, concept]
+        shown = self.plan.concepts if settings.samples else looked_at
+        pictures = draw_concepts(self.base, adapter, shown, SAMPLE_SEEDS)
+        samples = grid(torch.stack([*pictures.values()])) if settings.samples else b""
+        files = adapter_files.encode(adapter, fisher, self.base.layout)
+        reasons = unsound(adapter, fisher, {c.name: pictures[c.name] for c in looked_at}, examination.before)
+        if reasons:
+            return Learned(files, samples, Verdict(False, tuple(reasons)), {})
+        evidence = examination.evidence(pictures)
+        verdict = judge(evidence, Limits.of(settings), concept.name)
+        return Learned(files, samples, verdict, self._metrics(adapter) | evidence.metrics())
+
+    def _examination(self, adapter: Adapter, features: str) -> Examination:
+        """Of an adapter, by the gate."""
         return Examination(
             base=self.base,
             features=gate_features(features, self.base),
@@ -196,10 +205,9 @@ class Task:
             earlier=self.plan.earlier,
             concept=self.plan.concept,
             latents_NCHW=self.latents_NCHW[: self.images],
-            pictures_PSHWC=pictures_PSHWC,
             seeds=SAMPLE_SEEDS,
             tau=self.plan.config.fisher.tau,
-        ).evidence()
+        )
 
     def _metrics(self, adapter: Adapter) -> dict[str, float]:
         """How well the new concept is drawn and told apart, on its own images without their crops."""

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from cp_train.phase import Shard, State
 from cp_train.plan import Plan
-from cp_train.report import peak_memory
+from cp_train.report import environment, peak_memory
 from cp_train.task import Learned, Task
 from services.base_model import load_base, pick_device, use_threads
 from services.errors import PalimpsestError, RefusedError, UnavailableError
@@ -140,7 +141,9 @@ def _learn(job: _Job) -> Learned | None:
     images = Intake(open_store(settings), settings).open(plan.intake_id)
     _say(plan, f"learning from {len(images)} images")
     task = Task(plan, base, images, shard=shard, wrap=ray.train.torch.prepare_model if shard.world > 1 else lambda m: m)
-    task.train(_Reporter(job, shard, task), _restored())
+    reporter = _Reporter(job, shard, task)
+    reporter.tell_environment()
+    task.train(reporter, _restored())
     if shard.rank > 0:
         return None
     _say(plan, "weighing what matters (Fisher information), drawing the samples, and judging them")
@@ -182,6 +185,12 @@ class _Reporter:
             self._send(self.task.progress(), step)
         if step % self.every == 0 and step < self.steps and self.checkpoints:
             self._checkpoint(step, state())
+
+    def tell_environment(self) -> None:
+        """Tag the run with what learns it: this worker, for the job may be on a machine that has no GPU."""
+        if self.first:
+            with suppress(UnavailableError):  # an outage of MLflow stops no training
+                self.registry.tag_run(self.plan.run_id, environment(self.task.base.device))
 
     def _log(self, step: int) -> None:
         mean = sum(self.pending) / len(self.pending)

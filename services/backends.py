@@ -7,8 +7,7 @@ The choice is remembered in `<home>/backend`, so that every later command finds 
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,37 +83,38 @@ def backend_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-@contextmanager
-def backend_reached(settings: Settings) -> Iterator[None]:
-    """Have the backend's variables for the body of a `with`."""
-    before = dict(os.environ)
-    os.environ.update(backend_environment(settings))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def remember(settings: Settings) -> None:
     """Make the backend the one of every later command."""
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (settings.home / "backend").write_text(f"{settings.backend}\n")
+    settings.remembered.write_text(f"{settings.backend}\n")
 
 
 def check_choice(settings: Settings) -> None:
-    """Refuse to start on an empty backend while another one of this home has the lineages.
+    """Refuse to start on a backend while another one of this home has the lineages.
+
+    After a migration the backend that they were moved from has an old copy of them.
 
     Raises:
-        ConflictError: it has.
+        ConflictError: another one has them.
     """
-    here = {"embedded": settings.home / "mlflow.db"}
-    if settings.backend == "postgres-s3" or here["embedded"].exists():
-        here["postgres-s3"] = postgres_folder(settings) / "data"
-    others = [name for name, path in here.items() if name != settings.backend and path.exists()]
-    if others and not here[settings.backend].exists():
-        raise ConflictError(
-            f"The lineages of {settings.home} are in the backend `{others[0]}`: "
-            f"`palimpsest migrate --backend {settings.backend}` moves them.",
-            param="backend",
-        )
+    used = _used(settings)
+    if used in {"", settings.backend}:
+        return
+    moves = f"`palimpsest migrate --backend {settings.backend}` moves them"
+    if old := [path for path in _places(settings) if path.exists()]:
+        moves += f", once the older copy is taken away ({', '.join(map(str, old))})"
+    raise ConflictError(f"The lineages of {settings.home} are in the backend `{used}`: {moves}.", param="backend")
+
+
+def _used(settings: Settings) -> str:
+    """The backend that has a home's lineages; empty: none yet."""
+    if settings.remembered.is_file():
+        return settings.remembered.read_text().strip()
+    return "embedded" if (settings.home / "mlflow.db").exists() else ""
+
+
+def _places(settings: Settings) -> tuple[Path, Path]:
+    """Where a backend keeps its database and its objects."""
+    if settings.backend == "embedded":
+        return settings.home / "mlflow.db", settings.home / "store"
+    return postgres_folder(settings) / "data", s3_folder(settings)

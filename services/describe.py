@@ -11,6 +11,7 @@ from services.versions import Verdict, VersionInfo
 _PAGE = 5000  # characters of a version's or lineage's page: MLflow's columns in PostgreSQL take no more
 _NOTE = 8000  # of a run's page: MLflow's tags take no more
 _REASONS, _NAMES = 8, 40  # of a version's, that its page names
+_GAP, _COUNT = 2, 80  # characters between two parts, and of the line that tells how many are left out
 _TREE, _LINE = 4000, 400  # characters of a lineage's tree on its page, and of one line of it
 
 
@@ -59,25 +60,29 @@ def describe_run(
         matrix: the forgetting matrix, a Markdown table.
         heat_map: path of its picture among the run's artifacts; empty for none.
         grid: path of the sample grid; empty for none.
-        timelines: concept -> path of its pictures over the versions of the branch.
+        timelines: concept -> path of its pictures over the versions of the branch; as many of the last as there is
+            room for are shown.
     """
     link = f"[version {version.number}](#/models/{version.lineage}/versions/{version.number})"
-    parts = [f"Learned {_code(f'<{version.concept}>')}, which made {link} of {_code(version.lineage)}."]
+    top = [f"Learned {_code(f'<{version.concept}>')}, which made {link} of {_code(version.lineage)}."]
     if not version.gate_passed:
-        parts.append(f"The gate refused it: {_plain('; '.join(version.gate_reasons[:_REASONS]))}.")
+        top.append(f"The gate refused it: {_plain('; '.join(version.gate_reasons[:_REASONS]))}.")
     if grid:
-        parts.append(_picture(version.run_id, grid, "one row a concept, as this version draws it"))
-    parts += [
+        top.append(_picture(version.run_id, grid, "one row a concept, as this version draws it"))
+    top += [
         "**What is still known.** Of each concept's pictures, the share that diffusion-classifier scores put right "
         "with each version of this branch: its own images where it was learned, its parent's drawings later. Empty: "
         "not judged, as its keys and values moved least.",
         matrix,
     ]
     if heat_map:
-        parts.append(_picture(version.run_id, heat_map, "the same as a heat map"))
-    for name, path in (timelines or {}).items():
-        parts += [f"{_code(f'<{name}>')} over the versions, from the same seeds:", _picture(version.run_id, path, name)]
-    return "\n\n".join(parts)[:_NOTE]
+        top.append(_picture(version.run_id, heat_map, "the same as a heat map"))
+    over_versions = [
+        f"{_code(f'<{name}>')} over the versions, from the same seeds:\n\n{_picture(version.run_id, path, name)}"
+        for name, path in (timelines or {}).items()
+    ]
+    room = _NOTE - sum(len(part) + _GAP for part in top)
+    return "\n\n".join([*top, *_newest(over_versions, room, "older concepts, whose pictures are among the artifacts")])
 
 
 def describe_lineage(lineage: str, versions: Sequence[VersionInfo]) -> str:
@@ -88,7 +93,7 @@ def describe_lineage(lineage: str, versions: Sequence[VersionInfo]) -> str:
             f"Concepts of {_code(lineage)}, learned one after the other. Each version grew from its parent:",
             "",
             "```",
-            *_newest([line[:_LINE] for line in draw_tree([asdict(version) for version in versions])]),
+            *_newest([line[:_LINE] for line in draw_tree([asdict(v) for v in versions])], _TREE, "older versions"),
             "```",
             "",
             f"{', '.join(named) or 'No version has an alias'}.",
@@ -100,15 +105,17 @@ def describe_lineage(lineage: str, versions: Sequence[VersionInfo]) -> str:
     )[:_PAGE]
 
 
-def _newest(lines: Sequence[str]) -> list[str]:
-    """The last lines of a tree, as many as there is room for."""
-    room, shown = _TREE, list[str]()
-    for line in reversed(lines):
-        room -= len(line) + 1
+def _newest(parts: Sequence[str], room: int, older: str) -> list[str]:
+    """The last of some parts, whole, as many as there is room for (characters), and how many `older` ones there are."""
+    if sum(len(part) + _GAP for part in parts) <= room:
+        return list(parts)
+    room, shown = room - _COUNT, list[str]()
+    for part in reversed(parts):
+        room -= len(part) + _GAP
         if room < 0:
-            return [f"… {len(lines) - len(shown)} older versions", *reversed(shown)]
-        shown.append(line)
-    return list(lines)
+            break
+        shown.insert(0, part)
+    return [f"… {len(parts) - len(shown)} {older}", *shown]
 
 
 def _picture(run_id: str, path: str, about: str) -> str:

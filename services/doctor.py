@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from services.audit import AuditLog, Entry
+from services.arguments import lineage_flag
+from services.audit import AUDIT, AuditLog, Entry
 from services.backends import Server, backend_servers
 from services.catalogue import LIVE
-from services.errors import PalimpsestError
+from services.errors import PalimpsestError, RefusedError
 from services.intake import Intake
 from services.lease import LEASES, beats
 from services.lineage import Registry, VersionInfo
@@ -24,6 +25,11 @@ from services.settings import Settings
 
 _FULL, _TIGHT = 2**30, 5 * 2**30
 """Free bytes below which learning fails sooner or later, and below which somebody should know."""
+
+_MEND_LOG = (
+    f"put the objects of {AUDIT}/{{lineage}}/ back from a backup; docs/operations.md, Who moved what, has what to do "
+    "without one"
+)
 
 Level = Literal["ok", "warning", "fault"]
 
@@ -152,26 +158,29 @@ class Doctor:
         after = beats(store)
         silent = [name for name, beat in before.items() if after.get(name) == beat]
         for name in silent:
-            mend = f"nothing: the next job takes over after {self.settings.lease_seconds:g} s of silence"
+            mend = f"nothing: who writes or deletes next takes over, after {self.settings.lease_seconds:g} s of silence"
             yield Finding("warning", f"the writer of `{name}` has died and left its lease ({LEASES}/{name}/)", mend)
         if not silent:
             yield Finding("ok", f"{len(after)} lineages are being written to, no lease is abandoned")
 
     def registry(self, registry: Registry) -> Iterator[Finding]:
-        """Whether MLflow answers, and whether lineages are of the base that is configured."""
+        """Whether MLflow answers, and whether lineages, live or not, are of the base that is configured."""
         lineages = registry.lineages()
         yield Finding("ok", f"MLflow at {self.settings.mlflow} answers and has {len(lineages)} lineages")
         base = self._base()
         for lineage in lineages:
-            others = {v.base_revision for v in registry.versions(lineage) if LIVE in v.aliases} - {base.revision}
+            versions = registry.versions(lineage)
+            others = {version.base_revision for version in versions} - {base.revision}
             if others:
                 yield Finding(
                     "fault",
-                    f"`{lineage}` belongs to the base {others.pop()}; {base.id} is {base.revision}: it is not served",
+                    f"`{lineage}` belongs to the base {min(others)}; {base.id} is {base.revision}: with that it is "
+                    "neither served nor learned on",
                     "set PALIMPSEST_BASE back, or learn its concepts anew in another lineage",
                 )
-            elif registry.aliases(lineage).get(LIVE) is None:
-                yield Finding("warning", f"no version of `{lineage}` is live", "`palimpsest promote` one")
+            elif not any(LIVE in version.aliases for version in versions):
+                mend = f"`palimpsest promote N{lineage_flag(lineage)}` makes one live"
+                yield Finding("warning", f"no version of `{lineage}` is live", mend)
 
     def versions(self, registry: Registry) -> Iterator[Finding]:
         """Whether versions are what was published."""
@@ -186,13 +195,18 @@ class Doctor:
     def audit(self, registry: Registry, store: ObjectStore) -> Iterator[Finding]:
         """Whether the audit logs are whole, and what was moved behind them in the last day."""
         log = AuditLog(store)
-        known = set(registry.lineages())
+        known, whole = set(registry.lineages()), 0
         for lineage in log.lineages():
-            entries = registry.history(lineage) if lineage in known else log.entries(lineage)
+            try:
+                entries = registry.history(lineage) if lineage in known else log.entries(lineage)
+            except RefusedError as error:
+                yield Finding("fault", error.message, _MEND_LOG.format(lineage=lineage))
+                continue
+            whole += 1
             for entry in entries:
                 if entry.via == "found" and entry.age() < 86400:  # noqa: PLR2004
                     yield _found(lineage, entry)
-        yield Finding("ok", "the audit logs are whole")
+        yield Finding("ok", f"{whole} audit logs are whole")
 
 
 def _own_servers(settings: Settings) -> dict[str, tuple[str, str]]:

@@ -94,7 +94,12 @@ class Lease:
 
 
 class _Waiter:
-    """Somebody who wants the lease, and what they have seen of its holder."""
+    """Somebody who wants the lease, and what they have seen of its holder.
+
+    Attributes:
+        waits_for: who is in the way.
+        somebody_lives: whether the holder, or one of those before us, showed that they live while we looked.
+    """
 
     def __init__(self, store: ObjectStore, prefix: str, *, ttl: float, holder: str, place: int | None = None) -> None:
         self._store, self._prefix, self._ttl, self._holder = store, prefix, ttl, holder
@@ -103,7 +108,7 @@ class _Waiter:
         self._silence = Silence(self.pause)
         who = f"{holder} {self._nonce}"
         self.turn = Turn(store, _queue(prefix), ttl=ttl, pause=self.pause, who=who, place=place)
-        self.waits_for = ""
+        self.waits_for, self.somebody_lives = "somebody", False
 
     def look(self) -> Lease | None:
         """Take the lease if it is free.
@@ -125,6 +130,7 @@ class _Waiter:
         if free and come:
             return self._take(number + 1)
         self.waits_for = "somebody who came before" if free else str(state.get("holder", "somebody"))
+        self.somebody_lives = self.turn.somebody_lives or (bool(self._silence.alive) and not free)
         return None
 
     def _take(self, number: int) -> Lease | None:
@@ -165,12 +171,13 @@ def lease(
         name: what is leased, for example a lineage; part of a key.
         ttl: seconds of silence after which a holder counts as dead; the same for everybody.
         holder: who we are, for the others to read.
-        timeout: seconds to wait at most; None waits for ever, through outages of the store too.
+        timeout: seconds to wait for those who live, at most; whether they do shows in `ttl` seconds, or as long as a
+            place is kept, and the dead are succeeded. None waits for ever, through outages of the store too.
         on_wait: called with a line that says what is waited for, once for each thing.
         place: one in the queue that `take_place` took earlier; None queues up now.
 
     Raises:
-        BusyError: somebody else still holds it after `timeout`.
+        BusyError: somebody who lives still holds it, or stands before us, after `timeout`.
         UnavailableError: the store still does not answer after `timeout`.
         InputError: the name cannot be part of a key, or `ttl` is not positive.
     """
@@ -229,16 +236,15 @@ def _wait(waiter: _Waiter, *, timeout: float | None, on_wait: Callable[[str], No
     deadline = None if timeout is None else time.monotonic() + timeout
     told = ""
     while True:
+        reason: BusyError | UnavailableError
         try:
-            held = waiter.look()
-            reason: BusyError | UnavailableError = BusyError(
-                f"{waiter.waits_for or 'somebody'} is at work on it.", retry_after=waiter.pause
-            )
+            held, decided = waiter.look(), waiter.somebody_lives
+            reason = BusyError(f"{waiter.waits_for} is at work on it.", retry_after=waiter.pause)
         except UnavailableError as error:
-            held, reason = None, error
+            held, decided, reason = None, True, error
         if held:
             return held
-        if deadline is not None and time.monotonic() >= deadline:
+        if decided and deadline is not None and time.monotonic() >= deadline:
             raise reason
         if on_wait and reason.message != told:
             told = reason.message

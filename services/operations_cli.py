@@ -1,6 +1,7 @@
 """The commands of `palimpsest` that keep lineages and the installation in order."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,7 +184,12 @@ def _registry(settings: Settings) -> "Retention":
     from services.objects import open_store
     from services.retention import Retention
 
-    return Retention(settings, open_store(settings))
+    return Retention(settings, open_store(settings), say=_say)
+
+
+def _say(line: str) -> None:
+    """Tell somebody who waits, beside what the command answers."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _actor(settings: Settings) -> str:

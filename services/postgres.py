@@ -2,13 +2,14 @@
 
 import os
 import pwd
-import secrets
 import shutil
 import subprocess
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_urlsafe
 
-from services.errors import UnavailableError
+from services.errors import ConflictError, UnavailableError
+from services.secret_files import kept_secret, secrets_folder
 from services.settings import Settings
 
 USER = "palimpsest"
@@ -27,16 +28,28 @@ def postgres_binary(name: str) -> str:
     versions = sorted(_DEBIAN.glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
     found = str(versions[-1]) if versions else shutil.which(name)
     if found is None:
-        raise UnavailableError("PostgreSQL is not installed; on Debian: apt-get install postgresql.")
+        raise _not_installed()
     return found
 
 
+def _not_installed() -> UnavailableError:
+    return UnavailableError("PostgreSQL is not installed; on Debian: apt-get install postgresql.")
+
+
 def postgres_folder(settings: Settings) -> Path:
-    """Where the databases are: in our home, or below that of the user who must own them."""
+    """Where the databases are: in our home, or below that of the user who must own them.
+
+    Raises:
+        UnavailableError: there is no such user, so PostgreSQL is not installed.
+    """
     if os.getuid() != 0:
         return settings.home / "postgres"
+    try:
+        owner = pwd.getpwnam(_OWNER)
+    except KeyError:
+        raise _not_installed() from None
     name = sha256(str(settings.home).encode()).hexdigest()[:8]
-    return Path(pwd.getpwnam(_OWNER).pw_dir) / f"palimpsest-{name}"
+    return Path(owner.pw_dir) / f"palimpsest-{name}"
 
 
 def postgres_command(settings: Settings) -> list[str]:
@@ -60,31 +73,37 @@ def postgres_ready(settings: Settings) -> bool:
 def make_postgres(settings: Settings) -> None:
     """Make the databases and a password of their own, unless they are there.
 
+    They are made aside and put in place once they are whole, so what is in place is never begun anew.
+
     Raises:
+        ConflictError: they are there, and their password is gone.
         UnavailableError: PostgreSQL is not installed, or could not make them.
     """
-    folder, password_file = postgres_folder(settings), passwords(settings)
-    if (folder / "data" / "PG_VERSION").exists() and password_file.exists():
+    folder = postgres_folder(settings)
+    data, aside, password_file = folder / "data", folder / "data.unfinished", passwords(settings)
+    if data.exists():
+        if not password_file.exists():
+            raise ConflictError(
+                f"The databases in {data} are there, but {password_file}, which has their password, is gone: put it "
+                "back, or give them a new password (docs/operations.md, Backends)."
+            )
         return
-    password = secrets.token_urlsafe(24)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shutil.rmtree(folder / "data", ignore_errors=True)  # of a try that was killed: it has no password yet
+    shutil.rmtree(aside, ignore_errors=True)  # of a try that was killed
     handed = folder / "password"
     handed.touch(mode=0o600)
-    handed.write_text(password)
+    handed.write_text(_password(settings))
     if os.getuid() == 0:
         for path in (folder, handed):
             shutil.chown(path, _OWNER)
     try:
-        where = ["--pgdata", str(folder / "data"), "--pwfile", str(handed)]
+        where = ["--pgdata", str(aside), "--pwfile", str(handed)]
         how = ["--username", USER, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"]
         _run([postgres_binary("initdb"), *where, *how], folder)
-        _run([postgres_binary("postgres"), "--single", "-D", str(folder / "data"), "postgres"], folder, _CREATE)
+        _run([postgres_binary("postgres"), "--single", "-D", str(aside), "postgres"], folder, _CREATE)
     finally:
         handed.unlink()
-    password_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    password_file.touch(mode=0o600)
-    password_file.write_text(f"{settings.host}:{settings.postgres_port}:*:{USER}:{password}\n")
+    aside.rename(data)
 
 
 _CREATE = f"CREATE DATABASE {DATABASE};\n"
@@ -93,6 +112,12 @@ _CREATE = f"CREATE DATABASE {DATABASE};\n"
 def passwords(settings: Settings) -> Path:
     """The password file, as libpq reads it from `PGPASSFILE`."""
     return settings.home / "secrets" / "pgpass"
+
+
+def _password(settings: Settings) -> str:
+    """The user's password, kept before anything is made with it; good at every address, for ports are settings."""
+    line = kept_secret(secrets_folder(settings) / passwords(settings).name, f"*:*:*:{USER}:{token_urlsafe(24)}\n")
+    return line.strip().rpartition(":")[2]
 
 
 def _as_owner() -> list[str]:

@@ -7,9 +7,10 @@ not deleted; whoever makes it live at the same moment is told (`moves.py` looks 
 the aliases after the mark: one of the two sees the other).
 """
 
+import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,7 @@ from services.versions import DELETED_MARK, TAG, concepts_of
 VANISHED = "deleted in MLflow, not through Palimpsest"
 """Reason in the log of a deletion that nobody gave a reason for."""
 
+_log = logging.getLogger("palimpsest.retention")
 _TOLD = 400  # deleted versions that a tag names, the newest: MLflow's column in PostgreSQL takes 5000 characters
 
 
@@ -71,11 +73,16 @@ class Garbage:
 
 
 class Retention(Registry):
-    """A registry that can also delete. Raises as `Registry` does, and BusyError while a job learns in the lineage."""
+    """A registry that can also delete. Raises as `Registry` does, and BusyError while a job learns in the lineage.
 
-    def __init__(self, settings: Settings, store: ObjectStore) -> None:
+    Args:
+        settings, store: as of `Registry`.
+        say: called with a line when it must be waited whether a writer still lives.
+    """
+
+    def __init__(self, settings: Settings, store: ObjectStore, say: Callable[[str], object] = _log.info) -> None:
         super().__init__(settings, store)
-        self._ttl = settings.lease_seconds
+        self._ttl, self._say = settings.lease_seconds, say
         self._intake = Intake(store, settings)
 
     def forget(
@@ -179,18 +186,23 @@ class Retention(Registry):
             orphans = tuple(run_id for run_id in now.orphans if run_id in garbage.orphans)
             self._empty_runs(orphans, writer)
             for number in now.vanished:
+                self._note_deleted(lineage, number)  # first: what is in the log is not found again
                 self._log_deletion(lineage, number, Why(actor=UNKNOWN, reason=VANISHED, via="found"))
-                self._note_deleted(lineage, number)
             self._store.delete_prefix(checkpoint_folder(lineage))  # of a job that was killed
         return Garbage(versions, now.unfinished, orphans, now.vanished)
 
     @contextmanager
     def _writing(self, lineage: str) -> Iterator[Lease]:
-        """Be the lineage's one writer: nothing is deleted below a job."""
+        """Be the lineage's one writer: nothing is deleted below a job that lives, and a dead one is succeeded."""
         self._registered(lineage)
         holder = f"{socket.gethostname()}:{os.getpid()} deleting"
-        with lease(self._store, lineage, ttl=self._ttl, holder=holder, timeout=0) as writer:
+        with lease(self._store, lineage, ttl=self._ttl, holder=holder, timeout=0, on_wait=self._tell_wait) as writer:
             yield writer
+
+    def _tell_wait(self, line: str) -> None:
+        self._say(
+            f"{line} Waiting to see whether it lives: {self._ttl:g} s, ten minutes for a job that has yet to begin."
+        )
 
     def _registered(self, lineage: str) -> bool:
         """Whether MLflow has the lineage's model, and not only an experiment with its runs.

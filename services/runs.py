@@ -8,7 +8,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -172,29 +172,17 @@ class Runs:
         return str(run.info.run_id)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers of one step in one call.
+        """Log numbers of one step, in as few calls as may be.
 
         Raises:
             NotFoundError: no such run.
         """
-        self._log(run_id, [(key, value, step) for key, value in metrics.items()])
-
-    def _log(self, run_id: str, points: Sequence[tuple[str, float, int]]) -> None:
         from mlflow.entities import Metric
 
         now = time.time_ns() // 1_000_000  # the same in every try, so that MLflow recognizes a repeat
-        entries = [Metric(key, float(value), now, step) for key, value, step in points]
+        entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
         for at in range(0, len(entries), _METRICS):
             self._server.ask(self._client.log_batch, run_id, metrics=entries[at : at + _METRICS])
-
-    def log_curves(self, run_id: str, curves: Mapping[str, Mapping[int, float]]) -> None:
-        """Log whole curves, each name -> {step: number}, in as few calls as may be.
-
-        Raises:
-            NotFoundError: no such run.
-        """
-        points = {(step, name): value for name, curve in curves.items() for step, value in curve.items()}
-        self._log(run_id, [(name, value, step) for (step, name), value in sorted(points.items())])
 
     def metrics(self, lineage: str) -> dict[str, dict[str, float]]:
         """Run id -> the last value of each of its metrics, as far as that is a number, for all runs of a lineage."""

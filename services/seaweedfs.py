@@ -95,9 +95,3 @@ def make_owner(folder: Path) -> User:
         owner = User("palimpsest", secrets.token_urlsafe(24))
         write_users(folder, [owner])
     return owner
-
-
-def sockets(ports: Sequence[int]) -> list[Path]:
-    """Files that a server which was killed leaves in the temporary folder."""
-    parts = [(name.partition(".")[0], port) for name, port in zip(PORTS, ports, strict=True)]
-    return [Path(f"/tmp/seaweedfs-{part}{kind}-{port}.sock") for part, port in parts for kind in ("", "-grpc")]  # noqa: S108

@@ -52,7 +52,9 @@ class Settings(BaseSettings):
     )
     lease_seconds: float = Field(30.0, gt=0, description="Silence after which a lineage's writer counts as dead.")
 
-    samples: bool = Field(True, description="Keep sample pictures of every concept with each version, in MLflow.")
+    samples: bool = Field(
+        True, description="Draw sample pictures of every concept with each version, and keep them in MLflow."
+    )
 
     gate_features: str = Field(
         "auto",
@@ -187,6 +189,11 @@ class Settings(BaseSettings):
         return {f"PALIMPSEST_{name.upper()}": str(value) for name, value in values.items()}
 
     @property
+    def remembered(self) -> Path:
+        """File that has the backend with which this home's lineages are kept, once there are any."""
+        return self.home / "backend"
+
+    @property
     def mlflow(self) -> str:
         """URI of the MLflow server."""
         return self.mlflow_uri or f"http://{self.host}:{self.mlflow_port}"
@@ -228,10 +235,9 @@ def get_settings() -> Settings:
     """
     try:
         settings = Settings()
-        remembered = settings.home / "backend"
-        if "backend" in settings.model_fields_set or not remembered.is_file():
+        if "backend" in settings.model_fields_set or not settings.remembered.is_file():
             return settings
-        return Settings(backend=remembered.read_text().strip())
+        return Settings(backend=settings.remembered.read_text().strip())
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = "_".join(str(part) for part in first["loc"]) or "host"

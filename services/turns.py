@@ -24,21 +24,28 @@ class Silence:
 
     Args:
         pause: seconds between two looks; of a longer absence (the looker was stopped, or cut off) only three count.
+
+    Attributes:
+        alive: keys of the objects that changed while somebody looked, as far as they are still there.
     """
 
     def __init__(self, pause: float) -> None:
         self._pause = pause
         self._seen: Mapping[str, tuple[bytes, float]] = {}
         self._looked = time.monotonic()
+        self.alive: frozenset[str] = frozenset()
 
     def look(self, objects: Mapping[str, bytes]) -> dict[str, float]:
         """Key -> seconds for which it has been what it is."""
         now = time.monotonic()
         heard = min(now - self._looked, 3 * self._pause)
-        silent = {}
+        silent, changed = {}, set(self.alive)
         for key, data in objects.items():
             before, seconds = self._seen.get(key, (None, 0.0))
             silent[key] = seconds + heard if before == data else 0.0
+            if before not in {None, data}:
+                changed.add(key)
+        self.alive = frozenset(changed & objects.keys())
         self._seen, self._looked = {key: (data, silent[key]) for key, data in objects.items()}, now
         return silent
 
@@ -53,6 +60,9 @@ class Turn:
         who: what the others read, and what tells our places from theirs.
         place: one that was taken before (`queue_up`); None takes the last one.
 
+    Attributes:
+        ahead: how many stand before us, as far as they may still live.
+
     Raises:
         UnavailableError: the store does not answer; every method may raise it.
     """
@@ -64,6 +74,11 @@ class Turn:
         self._place, self._silence = place, Silence(pause)
         self._beat, self._beaten = 0, -float("inf")
         self.ahead = 0
+
+    @property
+    def somebody_lives(self) -> bool:
+        """Whether one of those before us showed that they live, while we looked."""
+        return bool(self._silence.alive)
 
     def has_come(self) -> bool:
         """Whether nobody who still lives stands before us. Call it again and again: it keeps the place, too."""

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,17 +37,28 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     home = tmp_path_factory.mktemp("postgres")
     settings = Settings(home=home, backend="postgres-s3", postgres_port=free_ports(1)[0])
     make_postgres(settings)
-    with pytest.MonkeyPatch.context() as patch, (home / "log").open("wb") as log:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGPASSFILE", str(passwords(settings)))
+        try:
+            with serving(settings):
+                yield settings
+        finally:
+            shutil.rmtree(postgres_folder(settings))
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[None]:
+    """A server of databases that were made, for the body of a `with`."""
+    log_path = settings.home / "log"
+    with log_path.open("wb") as log:
         command = [*postgres_command(settings), "-c", "fsync=off"]  # what it holds need not outlive the machine
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            _await(process, settings, home / "log")
-            yield settings
+            _await(process, settings, log_path)
+            yield
         finally:
             process.terminate()
             process.wait()
-            shutil.rmtree(postgres_folder(settings))
 
 
 def _await(process: subprocess.Popen[bytes], settings: Settings, log: Path) -> None:

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from services.errors import UnavailableError
 from services.objects import ObjectStore, open_store_at
-from services.seaweedfs import PORTS, User, sockets, weed_binary, weed_command, write_users
+from services.seaweedfs import PORTS, User, weed_binary, weed_command, write_users
 from tests.ports import free_ports
 
 _START_SECONDS = 600
@@ -107,6 +107,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 def store(place: Place) -> ObjectStore:
     """An empty store of either kind."""
     return place.open()
+
+
+def sockets(ports: Sequence[int]) -> list[Path]:
+    """Files that a server which was killed leaves in the temporary folder."""
+    parts = [(name.partition(".")[0], port) for name, port in zip(PORTS, ports, strict=True)]
+    return [Path(f"/tmp/seaweedfs-{part}{kind}-{port}.sock") for part, port in parts for kind in ("", "-grpc")]
 
 
 def _await_bucket(process: subprocess.Popen[bytes], server: S3Server, log: Path) -> None:

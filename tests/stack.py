@@ -14,15 +14,15 @@ from uuid import uuid4
 
 import pytest
 
-from services.backends import backend_reached
+from services.backends import backend_environment
 from services.errors import UnavailableError
 from services.local_stack import LocalStack, mlflow_command, mlflow_environment
 from services.objects import ObjectStore, open_store
 from services.postgres import postgres_binary, postgres_folder
-from services.seaweedfs import PORTS, sockets, weed_binary
+from services.seaweedfs import PORTS, weed_binary
 from services.settings import Settings
 from tests.ports import free_ports
-from tests.s3 import S3Server
+from tests.s3 import S3Server, sockets
 
 _START_SECONDS = 600
 
@@ -84,6 +84,18 @@ def running(settings: Settings) -> Iterator[Settings]:
         with suppress(ProcessLookupError):  # it ended by itself
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextmanager
+def backend_reached(settings: Settings) -> Iterator[None]:
+    """Have the backend's variables for the body of a `with`."""
+    before = dict(os.environ)
+    os.environ.update(backend_environment(settings))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager

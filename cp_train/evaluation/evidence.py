@@ -11,8 +11,9 @@ Only those concepts are judged whose keys and values moved most, |kv' - kv| / |k
 knows a prompt by nothing else. That costs one pass of the text encoder and no picture, whatever the lineage's length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -98,8 +99,7 @@ class Examination:
     Attributes:
         earlier: the concepts that the parent knows.
         concept: the new one, and `latents_NCHW` of its images.
-        pictures_PSHWC: the candidate's plain prompts drawn: every earlier concept, then the new one.
-        seeds: from which these were drawn.
+        seeds: that concepts are drawn from.
         tau: of the diffusion-classifier scores.
     """
 
@@ -110,37 +110,41 @@ class Examination:
     earlier: Sequence[Concept]
     concept: Concept
     latents_NCHW: Tensor
-    pictures_PSHWC: Tensor
     seeds: Sequence[int]
     tau: float
 
-    def evidence(self) -> Evidence:
-        """Measure everything."""
-        kv = self.kv_drift()
-        worst = sorted(kv, key=lambda name: kv[name], reverse=True)[:MOST]
-        judged = [concept for concept in self.earlier if concept.name in worst]
-        prompts = [plain_prompt(concept) for concept in judged]
-        drawn = draw(self.base, self.parent, prompts, self.seeds) if judged else ()
-        place = {concept.name: index for index, concept in enumerate(self.earlier)}
-        pairs = {c.name: (theirs, self.pictures_PSHWC[place[c.name]]) for c, theirs in zip(judged, drawn, strict=True)}
-        told = {c.name: self._told_apart(c, judged, pairs[c.name][0]) for c in judged}
-        return Evidence(
-            kv=kv,
-            base_kv=self._kv_change(GENERIC_PROMPTS).max().item(),
-            drift={name: self._drift(*pair) for name, pair in pairs.items()},
-            dc_accuracy={name: candidate for name, (_, candidate) in told.items()},
-            dc_drop={name: parent - candidate for name, (parent, candidate) in told.items()},
-            base=self._base_drift(),
-            new_similarity=self._new_similarity(),
-            new_loss=self._new_loss(),
-        )
-
-    def kv_drift(self) -> dict[str, float]:
-        """Relative change of every earlier concept's keys and values."""
+    @cached_property
+    def kv(self) -> dict[str, float]:
+        """Name of every earlier concept -> relative change of its keys and values."""
         if not self.earlier:
             return {}
         change = self._kv_change([plain_prompt(concept) for concept in self.earlier]).tolist()
         return {concept.name: value for concept, value in zip(self.earlier, change, strict=True)}
+
+    @cached_property
+    def judged(self) -> list[Concept]:
+        """The earlier concepts whose keys and values moved most, in the order learned."""
+        worst = sorted(self.kv, key=lambda name: self.kv[name], reverse=True)[:MOST]
+        return [concept for concept in self.earlier if concept.name in worst]
+
+    @cached_property
+    def before(self) -> dict[str, Tensor]:
+        """Name of a judged concept -> its pictures by the parent, [seeds, H, W, 3]."""
+        return draw_concepts(self.base, self.parent, self.judged, self.seeds)
+
+    def evidence(self, pictures: Mapping[str, Tensor]) -> Evidence:
+        """Measure everything, given the candidate's pictures of the judged concepts and of the new one."""
+        told = {concept.name: self._told_apart(concept) for concept in self.judged}
+        return Evidence(
+            kv=self.kv,
+            base_kv=self._kv_change(GENERIC_PROMPTS).max().item(),
+            drift={name: self._drift(theirs, pictures[name]) for name, theirs in self.before.items()},
+            dc_accuracy={name: candidate for name, (_, candidate) in told.items()},
+            dc_drop={name: parent - candidate for name, (parent, candidate) in told.items()},
+            base=self._base_drift(),
+            new_similarity=self._new_similarity(pictures[self.concept.name]),
+            new_loss=self._new_loss(),
+        )
 
     def _kv_change(self, prompts: Sequence[str]) -> Tensor:
         """|kv' - kv| / |kv| of each prompt, [P]; a few at once, for a lineage may be long."""
@@ -164,24 +168,34 @@ class Examination:
         )
         return self._drift(*(pictures.flatten(0, 1) for pictures in pairs))
 
-    def _told_apart(self, concept: Concept, judged: Sequence[Concept], pictures_SHWC: Tensor) -> tuple[float, float]:
+    def _told_apart(self, concept: Concept) -> tuple[float, float]:
         """Share of the parent's pictures of a concept that parent and candidate put right."""
-        latents = self.base.encode_images(_pixels(pictures_SHWC).to(self.base.vae.dtype)).float()
-        rivals = [plain_prompt(other) for other in judged if other is not concept][:RIVALS]
+        latents = self.base.encode_images(_pixels(self.before[concept.name]).to(self.base.vae.dtype)).float()
+        rivals = [plain_prompt(other) for other in self.judged if other is not concept][:RIVALS]
         prompts = [plain_prompt(concept), _prior(concept), *rivals]
         parent, candidate = (
             dc_accuracy(self.base, adapter, latents, prompts, tau=self.tau) for adapter in (self.parent, self.candidate)
         )
         return parent, candidate
 
-    def _new_similarity(self) -> float:
+    def _new_similarity(self, pictures_SHWC: Tensor) -> float:
         chunks = self.latents_NCHW.to(self.base.vae.dtype).split(AT_ONCE)
         own = torch.cat([self.base.decode_latents(chunk).cpu() for chunk in chunks])
-        return similarity(self.features.images(self.pictures_PSHWC[-1]), self.features.images(own))
+        return similarity(self.features.images(pictures_SHWC), self.features.images(own))
 
     def _new_loss(self) -> float:
         learned = denoising_loss(self.base, self.candidate, self.latents_NCHW, plain_prompt(self.concept))
         return learned / denoising_loss(self.base, self.parent, self.latents_NCHW, _prior(self.concept))
+
+
+def draw_concepts(
+    base: BaseModel, adapter: Adapter, concepts: Sequence[Concept], seeds: Sequence[int]
+) -> dict[str, Tensor]:
+    """Name of each concept -> pictures of its plain prompt, [seeds, H, W, 3]."""
+    if not concepts:
+        return {}
+    pictures_PSHWC = draw(base, adapter, [plain_prompt(concept) for concept in concepts], seeds)
+    return {concept.name: pictures for concept, pictures in zip(concepts, pictures_PSHWC, strict=True)}
 
 
 def _prior(concept: Concept) -> str:

@@ -4,7 +4,7 @@ A candidate must be sound (finite numbers, pictures that show something), know i
 parent knew: earlier concepts and the base's own knowledge (`evidence.py`). Every limit that it misses is a reason.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +49,17 @@ class Limits:
         )
 
 
-def unsound(adapter: Adapter, fisher: TrainingState, pictures_PSHWC: Tensor, concepts: list[str]) -> list[str]:
-    """Reasons against a version by its tensors and the pictures of all concepts, [concepts, seeds, H, W, 3] in 0..255.
+def unsound(
+    adapter: Adapter, fisher: TrainingState, pictures: Mapping[str, Tensor], before: Mapping[str, Tensor]
+) -> list[str]:
+    """Reasons against a version by its tensors and by what it draws.
 
     Fisher information that is not finite is refused too: nothing could be learned on top of such a version.
+
+    Args:
+        adapter, fisher: the version's.
+        pictures: name of a judged concept, or of the new one -> its pictures, [seeds, H, W, 3] in 0..255.
+        before: the parent's pictures of the judged ones: what was empty already is no reason.
     """
     reasons = []
     weights = (adapter.down_PRD, adapter.up_KR, *adapter.tokens.values())
@@ -60,10 +67,15 @@ def unsound(adapter: Adapter, fisher: TrainingState, pictures_PSHWC: Tensor, con
         reasons.append("the adapter holds numbers that are not finite")
     if not _finite((fisher.down_PRD, fisher.up_KR)):
         reasons.append("its Fisher information holds numbers that are not finite")
+    emptied = (n for n, shown in pictures.items() if _empty(shown) and not (n in before and _empty(before[n])))
+    return reasons + [f"<{name}> draws empty pictures" for name in emptied]
+
+
+def _empty(pictures_SHWC: Tensor) -> bool:
+    """Whether one of some pictures is empty."""
     # Over the pixels, channel by channel: one colour everywhere is empty, too.
-    spread_PS = pictures_PSHWC.float().flatten(2, 3).std(2).amax(-1)
-    empty = (spread_PS < FLAT).any(1).tolist()
-    return reasons + [f"<{name}> draws empty pictures" for name, flat in zip(concepts, empty, strict=True) if flat]
+    spread_S = pictures_SHWC.float().flatten(1, 2).std(1).amax(-1)
+    return bool((spread_S < FLAT).any())
 
 
 def judge(evidence: Evidence, limits: Limits, concept: str) -> Verdict:

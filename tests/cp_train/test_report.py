@@ -1,15 +1,20 @@
 """What a run's page shows, in a real MLflow: from figures and pictures that the branch's versions left."""
 
 import io
+import platform
 import re
 from collections.abc import Sequence
+from importlib import metadata
 
 import numpy as np
+import pytest
 import requests
+import torch
 from PIL import Image
 
-from cp_train.report import HEAT_MAP, SAMPLES, TABLE, describe, peak_memory, put_report
+from cp_train.report import HEAT_MAP, SAMPLES, TABLE, describe, environment, peak_memory, put_report
 from services.lineage import Registry, Verdict, VersionInfo
+from services.machine import revision
 from services.manifest import Manifest
 from services.objects import ObjectStore
 from services.settings import Settings
@@ -101,6 +106,24 @@ def test_the_next_version_shows_the_figures_of_the_one_before(
     page = mlflow_client.get_run(later.run_id).data.tags["mlflow.note.content"]
     assert "| 2 | 0.50 | 0.75 |  |" in page
     assert "| this | 0.50 | 1.00 | 0.75 |" in page
+
+
+def test_what_a_run_was_made_with_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU its name and its CUDA; without one neither."""
+    prefix = "palimpsest.environment."
+    told = {name.removeprefix(prefix): value for name, value in environment(torch.device("cpu")).items()}
+    libraries = {"torch", "diffusers", "transformers", "ray", "mlflow"}
+    assert {name: told[name] for name in libraries} == {name: metadata.version(name) for name in libraries}
+    assert (told["palimpsest"], told["python"]) == (revision(), platform.python_version())
+    assert told.keys() - libraries == {"palimpsest", "python", "system", "cpus", "device"}
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"a card that is {device}")
+    monkeypatch.setattr("torch.version.cuda", "12.8")
+    on_gpu = environment(torch.device("cuda", 1))
+    assert [on_gpu[f"{prefix}{name}"] for name in ("device", "gpu", "cuda")] == [
+        "cuda",
+        "a card that is cuda:1",
+        "12.8",
+    ]
 
 
 def test_the_memory_that_a_process_held_is_known() -> None:

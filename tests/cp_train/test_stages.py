@@ -4,33 +4,29 @@ Everything is real but the learning itself: MLflow, store, lease, intake, and th
 """
 
 import logging
-import os
-import re
-import signal
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
-import torch
 
 import cp_train.job
 from cp_train.job import Request, learn
 from cp_train.plan import LearningConfig, Plan
 from cp_train.task import Learned
-from services.adapter import TrainingState, encode
 from services.base_model import BaseModel
 from services.errors import InputError, NotFoundError, RefusedError, UnavailableError
 from services.intake import Intake
 from services.lease import take_place
 from services.lineage import CANDIDATE, LIVE, Registry, Verdict
-from services.objects import DirectoryStore, open_store
+from services.objects import open_store
+from services.retention import Retention
 from services.runs import Server
 from services.settings import Settings
+from tests.cp_train.made_up import made_up
+from tests.killed import killed, mortal
 from tests.lineages import numbers
 from tests.proxy import Proxy
 
@@ -66,65 +62,28 @@ def settings(mlflow_server: Settings) -> Settings:
 @pytest.fixture
 def request_of(monkeypatch: pytest.MonkeyPatch, tiny_base: BaseModel, own_folder: Path) -> Callable[[str], Request]:
     """Requests for one concept on a tiny base, whose learning is made up."""
-
-    def learned(plan: Plan, _: Settings) -> Learned:
-        row = torch.full((1, tiny_base.layout.text_width), 0.5)
-        adapter = replace(plan.parent, tokens={**plan.parent.tokens, plan.concept.name: row})
-        state = TrainingState(adapter.down_PRD.abs(), adapter.up_KR.abs())
-        return Learned(encode(adapter, state, tiny_base.layout), b"grid", Verdict(passed=True), {"loss": 0.5})
-
-    monkeypatch.setattr(cp_train.job, "train", learned)
+    monkeypatch.setattr(cp_train.job, "train", made_up(tiny_base))
     config = LearningConfig.for_method("ewc_dc")
     return lambda lineage: Request(
         lineage=lineage, concept="fox", noun="fox", images=str(SAMPLES), base=str(own_folder), config=config
     )
 
 
-def die_at(stage: str) -> None:
-    """Make this process die when the stage is reached: right before or right after what it names."""
-    when, _, what = stage.partition(" ")
+def killed_job(stage: str, request: Request, settings: Settings) -> None:
+    """Run a job in a process that dies at a stage, of which learning is another."""
 
-    def mortal(call: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            reached = re.search(what, name(*args))
-            if reached and when == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = call(*args, **kwargs)
-            if reached:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+    def job() -> None:
+        cp_train.job.train = mortal(stage, cp_train.job.train, lambda *_: "learning")
+        learn(request, settings)
 
-        return called
-
-    for name in ("put", "create", "delete"):
-        real = getattr(DirectoryStore, name)
-        setattr(DirectoryStore, name, mortal(real, lambda _, key, *_rest, name=name: f"{name} {key}"))
-    once = Server.once
-    Server.once = mortal(once, lambda _, call, *args: " ".join(map(str, (call.__name__, *args))))  # type: ignore[method-assign]
-    cp_train.job.train = mortal(cp_train.job.train, lambda *_: "learning")
-
-
-def killed(stage: str, request: Request, settings: Settings) -> None:
-    """Run a job in a process that dies at a stage."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of threads that a fork leaves behind
-        child = os.fork()
-    if child == 0:
-        try:
-            die_at(stage)
-            learn(request, settings)
-        finally:
-            os._exit(17)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), f"the stage `{stage}` was never reached"
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    killed(stage, job)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_and_submitted_again(settings: Settings, request_of: Callable[[str], Request], stage: str) -> None:
     lineage = f"l{uuid4().hex[:12]}"
     request = request_of(lineage)
-    killed(stage, request, settings)
+    killed_job(stage, request, settings)
     outcome = learn(request, settings)
     assert (outcome.version, outcome.parent, outcome.live) == (1, None, True)
     store = open_store(settings)
@@ -135,6 +94,25 @@ def test_killed_and_submitted_again(settings: Settings, request_of: Callable[[st
     assert learn(request, settings) == outcome
     assert {move.after for move in registry.history(lineage) if move.alias == LIVE} == {1}
 
+    for weeks in (2, 4):  # what has no manifest is marked first
+        Intake(store, settings).expire(time.time() + weeks * 7 * 86400)
+    assert list(store.list("intake/")) == []
+
+
+@pytest.mark.parametrize("stage", ["after create leases/.*/queue/", "before learning", "after set_terminated"])
+def test_what_a_killed_job_held_is_free_for_who_deletes(
+    settings: Settings, request_of: Callable[[str], Request], stage: str
+) -> None:
+    """Whatever it held, its place in the queue or the lease: no other job must learn first."""
+    lineage, said = f"l{uuid4().hex[:12]}", list[str]()
+    request = request_of(lineage)
+    learn(request, settings)
+    killed_job(stage, replace(request, concept="mug", images=str(SAMPLES.with_name("robot"))), settings)
+    store = open_store(settings)
+    keeper = Retention(settings, store, said.append)
+    assert 1 in keeper.forget(lineage, "fox", delete=True).deleted
+    assert keeper.versions(lineage) == []
+    assert ["is at work on it. Waiting to see whether it lives" in line for line in said] == [True]
     for weeks in (2, 4):  # what has no manifest is marked first
         Intake(store, settings).expire(time.time() + weeks * 7 * 86400)
     assert list(store.list("intake/")) == []
@@ -257,8 +235,6 @@ def test_the_images_of_a_refused_concept_stay_for_another_try(
     version = registry.version(request.lineage, 1)
     assert (version.gate_passed, version.gate_reasons) == (False, refused.reasons)
     assert registry.aliases(request.lineage) == {CANDIDATE: 1}
-    made_with = Server(settings.mlflow).client.get_run(version.run_id).data.tags
-    assert made_with["palimpsest.environment.torch"] == torch.__version__
     held = sorted(store.list("intake/"))
     assert learn(request, settings) == outcome, "the same again is refused as before"
     assert sorted(store.list("intake/")) == held, "and its images are held once"

@@ -1,5 +1,6 @@
 """One worker's whole work on a tiny base, in memory."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cp_train.denoise import LoopConfig
+from cp_train.evaluation import evidence
+from cp_train.evaluation.draw import draw
 from cp_train.fisher import FisherConfig
 from cp_train.methods import PRODUCT
 from cp_train.methods.dsc import DSCConfig
@@ -18,10 +22,11 @@ from cp_train.phase import Shard, State
 from cp_train.plan import LearningConfig, Plan
 from cp_train.prompts import concept_prompts
 from cp_train.task import Learned, Task
-from services.adapter import TrainingState, decode, decode_state, file_refs
+from services.adapter import Adapter, TrainingState, decode, decode_state, file_refs
 from services.base_model import BaseModel
 from services.conditioning import tokenize
 from services.errors import InputError
+from services.lineage import Verdict
 from services.manifest import STATE_FILE, Concept, Content
 from services.settings import Settings
 from tests.bases import plan_of, some_adapter
@@ -86,6 +91,50 @@ def test_what_is_learned_can_be_published_and_continues_its_parent(any_base: Bas
     assert set(learned.metrics) == {"denoising_loss", "dc_accuracy", "new.similarity", "new.loss"} | base | judged
     with Image.open(BytesIO(learned.grid)) as grid:
         assert grid.size == (4 * 16, (earlier + 1) * 16)
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_what_is_drawn_for_the_gate_does_not_grow_with_the_lineage(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch, samples: bool
+) -> None:
+    """Only samples of every concept do, where they are wanted; the verdict is the same."""
+    asked: list[int] = []
+
+    def counted(base: BaseModel, adapter: Adapter, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        asked.append(len(prompts))
+        return draw(base, adapter, prompts, seeds)
+
+    monkeypatch.setattr(evidence, "MOST", 2)
+    monkeypatch.setattr(evidence, "draw", counted)
+    task = task_of(plan_of(tiny_base, CONFIG, earlier=5), tiny_base)
+    assert task.plan.fisher is not None
+    learned = task.judged(task.adapter(), task.plan.fisher, LENIENT.model_copy(update={"samples": samples}))
+    generic = len(evidence.GENERIC_PROMPTS)
+    assert asked == [6 if samples else 3, 2, generic, generic]
+    assert bool(learned.grid) == samples
+    assert learned.verdict.passed
+    assert len([name for name in learned.metrics if name.endswith(".mmd") and name.startswith("drift.")]) == 2
+    assert len([name for name in learned.metrics if name.endswith(".kv") and name.startswith("drift.")]) == 5
+
+
+def test_a_concept_that_its_parent_draws_in_one_colour_holds_nobody_back(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(plan_of(tiny_base, CONFIG, earlier=1), tiny_base)
+    assert task.plan.fisher is not None
+    emptying = [task.parent, task.adapter()]
+
+    def drawn(base: BaseModel, adapter: Adapter, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        pictures = draw(base, adapter, prompts, seeds)
+        if adapter in emptying and "<c0>" in prompts[0]:
+            pictures[0] = 255
+        return pictures
+
+    monkeypatch.setattr(evidence, "draw", drawn)
+    assert task.judged(emptying[1], task.plan.fisher, LENIENT).verdict.passed
+    del emptying[0]
+    refused = Verdict(passed=False, reasons=("<c0> draws empty pictures",))
+    assert task.judged(emptying[0], task.plan.fisher, LENIENT).verdict == refused
 
 
 def test_a_task_resumed_by_another_worker_learns_the_same_files(tiny_base: BaseModel) -> None:

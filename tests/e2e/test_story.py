@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import requests
+import torch
 from PIL import Image
 
+from cp_train.report import environment
 from infra.local.demo import LINEAGE, SEEDS, Demo, summary
 from services.manifest import MANIFEST_FILE
 from services.objects import open_store
+from services.runs import Server
 from services.settings import Settings
 from tests.house import PATIENCE, QUICK, SAMPLES, House
 
@@ -96,6 +100,28 @@ def test_a_version_carries_manifest_metrics_and_a_grid_of_all_concepts(house: Ho
     assert names == files | {"concepts.png", "robot.jpg", "fox.jpg", "matrix.csv", "matrix.png"}
     (grid,) = [key for key in artifacts if key.endswith("samples/concepts.png")]
     assert Image.open(io.BytesIO(house.store.get(grid))).size == (4 * 64, 2 * 64)
+
+
+def test_the_run_of_a_training_has_its_curves_its_memory_and_its_machine(house: House, told: Told) -> None:
+    """As the worker that learned told them."""
+    for outcome in told.outcomes:
+        run_id = str(outcome["run_id"])
+        client = Server(house.settings.mlflow).client
+        found = client.get_run(run_id).data
+        losses = client.get_metric_history(run_id, "loss")
+        assert [point.step for point in losses] == [10, 20, 24]
+        assert all(0 < point.value < 2 for point in losses)
+        scores = client.get_metric_history(run_id, "dc_score")
+        assert [point.step for point in scores] == [4, 8, 12, 16, 20, 24]
+        assert all(0 <= point.value <= 1 for point in scores)
+        manifest = house.registry.manifest(LINEAGE, outcome["version"])
+        measured = {name: value for name, value in found.metrics.items() if name not in {"loss", "dc_score"}}
+        assert measured == pytest.approx(manifest.provenance.metrics)
+        assert 100 < measured["memory_mib"] < psutil.virtual_memory().total / 2**20
+        assert "gpu_memory_mib" not in measured
+        assert measured["gate_passed"] == 1
+        assert {name: found.tags[name] for name in environment(torch.device("cpu"))} == environment(torch.device("cpu"))
+        assert found.tags["palimpsest.job"].startswith("raysubmit_")
 
 
 def test_rolling_back_draws_what_version_1_drew_and_forward_what_version_2_drew(house: House, told: Told) -> None:

@@ -1,5 +1,6 @@
 """The figures for Stable Diffusion 1.5 in docs/operations.md, counted again on its layout: no weights, no GPU."""
 
+import math
 import re
 
 import pytest
@@ -7,7 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cp_train.denoise import LoopConfig
-from tests.infra.files import ROOT
+from cp_train.evaluation.draw import STEPS
+from cp_train.evaluation.evidence import FEW, GENERIC_PROMPTS, MOST, RIVALS
+from cp_train.evaluation.metrics import TRIALS
+from cp_train.task import SAMPLE_SEEDS
+from tests.infra.files import ROOT, documents
 
 DOCS = (ROOT / "docs" / "operations.md").read_text()
 TERA, KEPT_TOKENS = 1e12, 77
@@ -95,17 +100,51 @@ def is_attention(x: torch.Tensor) -> bool:
     return x.dim() == 3 and x.shape[-1] == x.shape[-2]
 
 
+PASS, DECODING = 0.803, 2.51
+"""TFLOP of one U-Net pass of one picture, and of decoding it, as `test_work` counts them."""
+
+
+def work_of_gate(concepts: int) -> float:
+    """TFLOP of what the gate does beside the samples, with the n-th concept of a lineage."""
+    judged = min(MOST, concepts - 1)
+    pictures = 2 * len(GENERIC_PROMPTS) * FEW + judged * len(SAMPLE_SEEDS)
+    rows = 2 * judged * len(SAMPLE_SEEDS) * TRIALS * (2 + min(RIVALS, judged - 1))
+    return pictures * (STEPS * 2 * PASS + DECODING) + rows * PASS
+
+
+def work_of(concepts: int) -> list[float]:
+    """TFLOP of learning the n-th concept of a lineage: steps, Fisher pass, samples, gate, and all."""
+    steps, fisher = LoopConfig().steps * 8 * 3 * PASS, 100 * 2 * (min(5, concepts - 1) + 2) * 3 * PASS
+    samples = concepts * len(SAMPLE_SEEDS) * (STEPS * 2 * PASS + DECODING)
+    parts = [steps, fisher, samples, work_of_gate(concepts)]
+    return [*parts, sum(parts)]
+
+
 def test_time_of_a_concept() -> None:
     """The table of times follows from the figures above it."""
     rows = re.findall(r"^\| (?:first|sixth|twentieth) \|(.*)\|$", DOCS, re.MULTILINE)
     assert len(rows) == 3
     for row, concepts in zip(rows, (1, 6, 20), strict=True):
-        steps, fisher = LoopConfig().steps * 8 * 3 * 0.803, 100 * 2 * (min(5, concepts - 1) + 2) * 3 * 0.803
-        samples = concepts * 4 * (20 * 2 * 0.803 + 2.51)
-        said = [cell.strip() for cell in row.split("|")]
-        total = steps + fisher + samples
-        assert said[:4] == [f"{tera / 1e3:.1f}" for tera in (steps, fisher, samples, total)]
-        for cell, peak in zip(said[4:], (30.3, 31.2, 156, 495), strict=True):
-            seconds = total / (peak / 2)
+        said, work = [cell.strip() for cell in row.split("|")], work_of(concepts)
+        assert said[:5] == [f"{tera / 1e3:.1f}" for tera in work]
+        for cell, peak in zip(said[5:], (30.3, 31.2, 156, 495), strict=True):
+            seconds = work[-1] / (peak / 2)
             number, unit = cell.split()
             assert float(number) == pytest.approx(seconds / {"min": 60, "s": 1}[unit], rel=0.03)
+
+
+def test_what_the_gate_draws_and_scores() -> None:
+    pictures, rows = 2 * len(GENERIC_PROMPTS) * FEW, 2 * len(SAMPLE_SEEDS) * TRIALS * (2 + RIVALS)
+    assert f"is {pictures} pictures of generic prompts with every concept, and of each earlier concept" in DOCS
+    assert f"{MOST} at most, {len(SAMPLE_SEEDS)} pictures by its parent and up to {rows} rows" in DOCS
+
+
+def test_cards_for_100_concepts_a_day() -> None:
+    """The gate included: it is a sixth of the work or more."""
+    hours = [100 * work_of(concepts)[-1] / (31.2 / 2) / 3600 for concepts in (6, 20)]
+    sixth, twentieth = (f"{number:.0f}" for number in hours)
+    assert f"about {sixth} GPU-hours if each is the sixth of its lineage, {twentieth} if each is the twentieth" in DOCS
+    assert [math.ceil(number / 24) for number in hours] == [2, 2]
+    assert "is the twentieth: two cards, four at a time (`maxReplicas: 4`) for the peaks" in DOCS
+    workers = documents("kuberay/training.yaml")
+    assert max(group["maxReplicas"] for d in workers for group in d["spec"].get("workerGroupSpecs", ())) == 4

@@ -10,11 +10,11 @@ import sqlalchemy
 
 from services.backends import backend_environment, backend_servers, check_choice, remember
 from services.cli import main
-from services.errors import ConflictError, InputError
+from services.errors import ConflictError, InputError, UnavailableError
 from services.lineage import Registry
 from services.local_stack import LocalStack
 from services.objects import open_store
-from services.postgres import passwords
+from services.postgres import passwords, postgres_folder
 from services.processes import find
 from services.seaweedfs import PORTS
 from services.settings import Settings, get_settings
@@ -41,8 +41,10 @@ def test_lineages_move_to_servers_and_back(home: Path, capsys: pytest.CaptureFix
     embedded = Settings()
     with running(embedded):
         info = publish(Registry(embedded, open_store(embedded)), "pets")
-    with pytest.raises(ConflictError, match="palimpsest migrate --backend postgres-s3"):
+    with pytest.raises(ConflictError, match=r"palimpsest migrate --backend postgres-s3` moves them.$"):
         check_choice(Settings(backend="postgres-s3"))
+    with pytest.raises(ConflictError, match="palimpsest migrate --backend postgres-s3"):
+        LocalStack(Settings(backend="postgres-s3"), print).up()
 
     assert main(["migrate", "--backend", "postgres-s3"]) == 0, capsys.readouterr().err
     get_settings.cache_clear()
@@ -50,6 +52,9 @@ def test_lineages_move_to_servers_and_back(home: Path, capsys: pytest.CaptureFix
     assert (moved.backend, moved.store_uri) == ("postgres-s3", "s3://palimpsest/store")
     assert all(find(server.name, folder=home / "run") is None for server in backend_servers(moved)), "stopped again"
     check_choice(moved)
+    old = f"older copy is taken away .{home}/mlflow.db, {home}/store."
+    with pytest.raises(ConflictError, match=f"are in the backend `postgres-s3`: .*{old}"):
+        LocalStack(Settings(backend="embedded"), print).up()
 
     stack = LocalStack(moved, print)
     stack.backend_up()
@@ -69,6 +74,27 @@ def test_lineages_move_to_servers_and_back(home: Path, capsys: pytest.CaptureFix
     get_settings.cache_clear()
     with running(get_settings()):
         assert Registry(get_settings(), open_store(get_settings())).lineages() == ["mugs", "pets"]
+    old = f"older copy is taken away .{postgres_folder(moved)}/data, {home}/s3."
+    with pytest.raises(ConflictError, match=f"are in the backend `embedded`: .*{old}"):
+        check_choice(moved)
+
+
+def test_a_home_that_was_begun_on_servers_is_not_begun_again_in_files(home: Path) -> None:
+    remember(Settings(backend="postgres-s3"))
+    check_choice(Settings(backend="postgres-s3"))
+    with pytest.raises(ConflictError, match="in the backend `postgres-s3`: `palimpsest migrate --backend embedded`"):
+        LocalStack(Settings(backend="embedded"), print).up()
+    assert not (home / "mlflow.db").exists()
+
+
+def test_a_backend_that_could_not_be_started_holds_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that were begun and never had a registry: the other backend may be chosen."""
+    monkeypatch.setattr("services.backends.make_bucket", lambda *_, **__: False)
+    monkeypatch.setattr("services.local_stack._START_SECONDS", 1)
+    with pytest.raises(UnavailableError):
+        LocalStack(Settings(backend="postgres-s3"), print).up()
+    assert (postgres_folder(Settings(backend="postgres-s3")) / "data").exists()
+    check_choice(Settings(backend="embedded"))
 
 
 def test_secrets_are_made_once_and_are_nobody_elses(home: Path) -> None:

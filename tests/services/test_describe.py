@@ -1,16 +1,20 @@
 """What MLflow's pages say of a version and of a lineage."""
 
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from services.describe import describe_lineage, describe_version
+from services.describe import describe_lineage, describe_run, describe_version
 from services.manifest import Concept, Content, Manifest, Provenance
 from services.versions import Verdict, VersionInfo
 from tests.lineages import BASE
 
 MLFLOWS_COLUMN = 5000
 """Characters of a description that MLflow's schema has room for; PostgreSQL refuses more."""
+MLFLOWS_TAG = 8000
+"""Of a tag of a run, which its description is."""
 
 
 def test_a_page_fits_whatever_the_lineage_has_learned() -> None:
@@ -72,6 +76,30 @@ def test_a_lineages_page_fits_however_long_it_is(name: str, reasons: int) -> Non
     assert "\n2  " not in page
     assert "`live` is version 2." in page, "though its line is not there"
     assert page.endswith("not promoted.")
+
+
+@pytest.mark.parametrize(("count", "width", "fits"), [(24, 32, False), (24, 3, True), (3, 32, True)])
+def test_a_runs_page_fits_and_breaks_no_picture(count: int, width: int, fits: bool) -> None:
+    """The newest concepts are those that are shown."""
+    names = [chr(ord("a") + number) * width for number in range(count)]
+    (version,) = _lineage(1, "a", live=1, reasons=tuple(f"<{'z' * 32}> changed: {'x' * 60}" for _ in range(20)))
+    version = replace(version, lineage="l" * 32, concept=names[-1], run_id="r" * 32)
+    row = f"| this {'| 0.50 ' * 16}|"
+    matrix = "\n".join([f"| version {f'| `<{chr(122) * 32}>` ' * 16}|", "| --- " * 17 + "|", *[row] * 12])
+    paths = {name: f"samples/over-versions/{name}.jpg" for name in names}
+    page = describe_run(version, matrix=matrix, heat_map="forgetting/matrix.png", grid="samples/x.png", timelines=paths)
+    assert len(page) <= MLFLOWS_TAG
+    assert matrix in page
+    pictures = [
+        re.fullmatch(r"!\[([^]]+)\]\(get-artifact\?path=\S+&run_uuid=r{32}\)", line) for line in page.split("\n")
+    ]
+    shown = [found[1] for found in pictures if found][2:]
+    assert page.count("get-artifact") == len(shown) + 2, "each of them whole"
+    assert page.count("over the versions, from the same seeds:") == len(shown)
+    assert shown == names[-len(shown) :]
+    assert (len(shown) == count) == fits
+    left_out = f"\n\n… {count - len(shown)} older concepts, whose pictures are among the artifacts\n\n"
+    assert (left_out in page) != fits
 
 
 def test_a_short_lineage_is_told_whole() -> None:

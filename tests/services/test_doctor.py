@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from services.doctor import Doctor, Finding
-from services.lineage import LIVE
+from services.lineage import LIVE, Verdict
 from services.objects import DirectoryStore, ObjectStore, open_store
 from services.retention import Retention
 from services.settings import Settings
@@ -137,12 +137,18 @@ def test_a_lease_whose_holder_died(store: ObjectStore) -> None:
 
 
 def test_a_lineage_of_another_base(settings: Settings, keeper: Retention, lineage: str) -> None:
-    publish(keeper, lineage)
-    doctor = Doctor(settings, lambda: OTHER_BASE)
-    keeper.set_live(lineage, 1)
-    assert findings(lambda: doctor.registry(keeper), "fault", f"`{lineage}` belongs to the base {BASE.revision}")
-    keeper.clear_live(lineage)
-    assert findings(lambda: doctor.registry(keeper), "warning", f"no version of `{lineage}` is live")
+    """Whether it is live, or never was, or is no more: to promote one of its versions would help nobody."""
+    publish(keeper, lineage, verdict=Verdict(passed=False))
+    doctor, ours = Doctor(settings, lambda: OTHER_BASE), Doctor(settings, lambda: BASE)
+    for move in (lambda: None, lambda: keeper.set_live(lineage, 1), lambda: keeper.clear_live(lineage)):
+        move()
+        words = f"`{lineage}` belongs to the base {BASE.revision}; other is {OTHER_BASE.revision}"
+        (fault,) = findings(lambda: doctor.registry(keeper), "fault", words)
+        assert fault.mend == "set PALIMPSEST_BASE back, or learn its concepts anew in another lineage"
+        assert not findings(lambda: doctor.registry(keeper), "warning", f"`{lineage}`")
+        assert not findings(lambda: ours.registry(keeper), "fault", f"`{lineage}`")
+    (warning,) = findings(lambda: ours.registry(keeper), "warning", f"no version of `{lineage}` is live")
+    assert warning.mend == f"`palimpsest promote N --lineage {lineage}` makes one live"
 
 
 def test_a_version_that_was_changed(
@@ -181,6 +187,36 @@ def test_moves_in_mlflow_itself_and_a_damaged_log(
     key = f"audit/{lineage}/000000000001.json"
     whole = stack_store.get(key)
     stack_store.put(key, b"damaged")
-    found = [finding.what for finding in doctor.examine() if finding.level == "fault"]
-    assert any("audit log" in what for what in found)
+    (fault,) = [finding for finding in doctor.examine() if finding.level == "fault" and key in finding.what]
+    assert fault.mend.startswith(
+        f"put the objects of audit/{lineage}/ back from a backup; docs/operations.md, Who moved"
+    )
     stack_store.put(key, whole)
+    assert not findings(lambda: doctor.audit(keeper, stack_store), "fault", key)
+
+
+def test_a_damaged_log_that_no_backup_has_is_begun_anew(
+    settings: Settings, keeper: Retention, mlflow_client: Mlflow, stack_store: ObjectStore, lineage: str
+) -> None:
+    """As docs/operations.md says: its objects are taken away, and the tags that say how far it was carried out."""
+    for _ in range(2):
+        publish(keeper, lineage)
+    keeper.set_live(lineage, 1)
+    doctor = Doctor(settings, lambda: BASE)
+    for key in list(stack_store.list(f"audit/{lineage}/"))[-2:]:
+        stack_store.delete(key)
+    (fault,) = findings(
+        lambda: doctor.audit(keeper, stack_store), "fault", f"audit log of `{lineage}` has lost its end"
+    )
+    assert f"audit/{lineage}/" in fault.mend
+
+    stack_store.delete_prefix(f"audit/{lineage}/")
+    recorded = [tag for tag in mlflow_client.get_registered_model(lineage).tags if "recorded." in tag]
+    assert recorded
+    for tag in recorded:
+        mlflow_client.delete_registered_model_tag(lineage, tag)
+    anew = [(move.alias, move.after, move.via) for move in keeper.history(lineage)]
+    assert sorted(anew) == [("candidate", 2, "found"), ("live", 1, "found")]
+    assert not findings(lambda: doctor.audit(keeper, stack_store), "fault", f"`{lineage}`")
+    keeper.set_live(lineage, 2)
+    assert keeper.undo(lineage) == 1

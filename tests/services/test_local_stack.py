@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import requests
 
-from services.backends import backend_reached
 from services.errors import UnavailableError
 from services.lineage import Registry
 from services.local_stack import mlflow_command, ray_command, ray_environment
@@ -15,7 +14,7 @@ from services.objects import open_store
 from services.settings import Settings
 from tests.lineages import publish
 from tests.ports import free_ports
-from tests.stack import running
+from tests.stack import backend_reached, running
 
 
 def test_another_clusters_settings_do_not_reach_the_local_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,17 +20,6 @@ from services.settings import Settings
 from tests.lineages import Mlflow, begin, fine, make, publish
 
 
-@pytest.fixture
-def chain(registry: Registry, lineage: str) -> list[VersionInfo]:
-    """Three versions, the third live."""
-    made: list[VersionInfo] = []
-    for _ in range(3):
-        parent = made[-1] if made else None
-        made.append(publish(registry, lineage, parent=parent))
-        assert registry.promote(lineage, made[-1].number, expected=parent.number if parent else None)
-    return made
-
-
 def live_moves(registry: Registry, lineage: str) -> list[tuple[int | None, int | None, str]]:
     moves = [entry for entry in registry.history(lineage) if entry.action == "move" and entry.alias == LIVE]
     return [(move.before, move.after, move.via) for move in moves]
@@ -67,7 +56,7 @@ def test_a_move_in_mlflow_itself_is_found_by_the_next_reader(
 ) -> None:
     mlflow_client.set_registered_model_alias(lineage, LIVE, "2")
     with ThreadPoolExecutor(4) as pool:
-        seen = list(pool.map(lambda _: registry.targets()[lineage].live, range(4)))
+        seen = list(pool.map(lambda _: registry.aliases(lineage)[LIVE], range(4)))
     assert seen == [2] * 4
     found = AuditLog(stack_store).entries(lineage)[-1]
     assert (found.before, found.after, found.via, found.actor, found.reason) == (3, 2, "found", UNKNOWN, FOUND)
@@ -111,7 +100,7 @@ def test_a_reader_does_not_wait_until_others_move_no_more(
     mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
     with monkeypatch.context() as patch:
         patch.setattr(registry._client, "set_model_version_tag", moved_meanwhile)
-        registry.targets()
+        registry.aliases(lineage)
         assert moves == 3, "the three tags of one promotion"
     assert registry.aliases(lineage)[LIVE] == 2
     assert live_moves(registry, lineage)[-2:] == [(3, 1, "found"), (1, 2, "found")]
@@ -239,7 +228,7 @@ def test_undo_takes_back_move_after_move(
 
 def test_a_canary_is_written_down(registry: Registry, lineage: str, chain: list[VersionInfo]) -> None:
     registry.set_canary(lineage, 1, 10, actor="ada", reason="try")
-    registry.end_canary(lineage)
+    assert [registry.end_canary(lineage, number) for number in (2, None, None)] == [False, True, False]
     moves = [(move.before, move.after, move.reason) for move in registry.history(lineage) if move.alias == CANARY]
     assert moves == [(None, 1, "try"), (1, None, "")]
 
@@ -294,13 +283,16 @@ def test_a_log_that_cannot_be_written_stops_no_reader(
     whole = stack_store.get(key)
     stack_store.put(key, b"damaged")
     mlflow_client.set_registered_model_alias(lineage, LIVE, "1")
-    assert registry.targets()[lineage].live == 1
+    assert registry.aliases(lineage)[LIVE] == 1
     with pytest.raises(RefusedError, match="audit log"):
         registry.history(lineage)
     with pytest.raises(RefusedError, match="audit log"):
         registry.set_live(lineage, 2)
     stack_store.put(key, whole)
+    registry.record_found(lineage)
+    assert registry.targets()[lineage].unrecorded, "it is not tried again at once"
     assert live_moves(registry, lineage)[-1] == (3, 1, "found")
+    assert not registry.targets()[lineage].unrecorded
 
 
 def test_a_lineage_that_was_cleared_may_begin_anew(

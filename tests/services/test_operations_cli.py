@@ -128,6 +128,16 @@ def test_delete_and_gc(palimpsest: Say, mlflow_client_of_directory: Mlflow, line
     assert numbers(mlflow_client_of_directory, lineage_of_four) == [1, 4]
 
 
+def test_a_person_is_told_for_whom_a_deletion_waits(
+    settings: Settings, lineage_of_four: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PALIMPSEST_LEASE_SECONDS", "0.4")
+    get_settings.cache_clear()
+    open_store(settings).put(f"leases/{lineage_of_four}/000000000001", b'{"holder": "far:7", "beat": 3}')
+    assert main(["delete", "3", "--lineage", lineage_of_four]) == 0
+    assert "far:7 is at work on it. Waiting to see whether it lives: 0.4 s, ten minutes for" in capsys.readouterr().err
+
+
 @pytest.fixture
 def mlflow_client_of_directory(mlflow_server: Settings) -> Mlflow:
     from services.runs import Server

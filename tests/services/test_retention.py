@@ -1,36 +1,24 @@
-"""Deleting versions, forgetting concepts, and what may be collected."""
+"""Deleting versions and forgetting concepts."""
+
+from contextlib import ExitStack
 
 import pytest
 
-from services.audit import UNKNOWN
-from services.errors import BusyError, ConflictError, InputError, NotFoundError, RefusedError, UnavailableError
+from services.errors import BusyError, ConflictError, InputError, NotFoundError, UnavailableError
 from services.images import check_images
 from services.intake import Intake
-from services.lease import lease
-from services.lineage import CANDIDATE, LIVE, Verdict, VersionInfo
+from services.lease import lease, take_place
+from services.lineage import CANDIDATE, LIVE, Verdict
 from services.manifest import MANIFEST_FILE
-from services.objects import DirectoryStore, ObjectStore
+from services.objects import DirectoryStore, ObjectStore, open_store
 from services.retention import Garbage, Retention
 from services.settings import Settings
 from services.versions import DELETED_MARK
-from tests.lineages import BASE, LAYOUT, Mlflow, begin, fine, folder, make, numbers, publish
+from tests.killed import killed
+from tests.lineages import BASE, LAYOUT, Mlflow, begin, fine, folder, grow, make, numbers, publish
 from tests.services.pictures import encode, picture
 
 NOTHING = Garbage((), (), ())
-
-
-@pytest.fixture
-def keeper(stack_settings: Settings, stack_store: ObjectStore) -> Retention:
-    return Retention(stack_settings, stack_store)
-
-
-def grow(keeper: Retention, lineage: str, *parents: int | None) -> list[VersionInfo]:
-    """Versions 1, 2, …, each with the parent given; the last is live. Every version adds a concept c<depth>."""
-    made: list[VersionInfo] = []
-    for parent in parents:
-        made.append(publish(keeper, lineage, parent=made[parent - 1] if parent else None))
-    keeper.set_live(lineage, len(made))
-    return made
 
 
 def test_a_deleted_version_leaves_no_object(
@@ -90,11 +78,45 @@ def test_a_candidate_may_be_deleted(keeper: Retention, lineage: str) -> None:
 def test_nothing_is_deleted_below_a_job(keeper: Retention, stack_store: ObjectStore, lineage: str) -> None:
     grow(keeper, lineage, None, None)
     with (
-        lease(stack_store, lineage, ttl=60, holder="job-7"),
+        lease(stack_store, lineage, ttl=1, holder="job-7"),
         pytest.raises(BusyError, match="job-7"),
     ):
         keeper.delete(lineage, 1)
     keeper.delete(lineage, 1)
+
+
+def test_nothing_is_deleted_below_a_job_that_was_submitted_and_begins(
+    stack_settings: Settings, stack_store: ObjectStore, lineage: str
+) -> None:
+    place, begun, said = take_place(stack_store, lineage, holder="job-7"), ExitStack(), list[str]()
+
+    def begin_job(line: str) -> None:
+        if not said:
+            begun.enter_context(lease(stack_store, lineage, ttl=1, holder="job-7", place=place))
+        said.append(line.partition(".")[0])
+
+    keeper = Retention(stack_settings, stack_store, begin_job)
+    grow(keeper, lineage, None, None)
+    with begun, pytest.raises(BusyError, match="job-7"):
+        keeper.delete(lineage, 1)
+    assert said == ["somebody who came before is at work on it", "job-7 is at work on it"]
+    assert len(keeper.versions(lineage)) == 2
+
+
+@pytest.mark.parametrize("stage", ["after create leases/.*/0*1$", "after create audit/.*", "after delete mlflow/.*"])
+def test_a_deletion_that_was_killed_is_finished_by_the_same_command(
+    mlflow_server: Settings, lineage: str, stage: str
+) -> None:
+    settings = mlflow_server.model_copy(update={"lease_seconds": 0.4})
+    keeper = Retention(settings, open_store(settings))
+    made = grow(keeper, lineage, None, 1, 2)
+    killed(stage, lambda: keeper.forget(lineage, "c1", delete=True))
+    assert keeper.forget(lineage, "c1", delete=True).live == 1
+    assert [version.number for version in keeper.versions(lineage)] == [1]
+    assert [entry.before for entry in keeper.history(lineage) if entry.action == "delete"] == [3, 2], "once each"
+    assert keeper.deleted()[lineage] == {2, 3}
+    left = [key for key in open_store(settings).list("mlflow/") if any(info.run_id in key for info in made[1:])]
+    assert left == []
 
 
 def test_a_version_made_live_while_it_is_condemned_stays(
@@ -161,24 +183,6 @@ def test_a_version_of_another_lineages_run_takes_no_files_along(
     assert keeper.fetch(theirs.lineage, 1, layout=LAYOUT, base=BASE)
 
 
-def test_a_version_that_was_deleted_in_mlflow_itself_is_written_down_and_told(
-    keeper: Retention, mlflow_client: Mlflow, stack_store: ObjectStore, lineage: str
-) -> None:
-    _, second, third = grow(keeper, lineage, None, 1, 1)
-    keeper.set_live(lineage, 1)
-    for number in (2, 3):
-        mlflow_client.delete_model_version(lineage, str(number))
-    found = keeper.garbage(lineage, days=0)
-    assert (found.vanished, set(found.orphans)) == ((2, 3), {second.run_id, third.run_id})
-    assert keeper.deleted().get(lineage) is None
-    assert keeper.collect(lineage, found, days=0, actor="ada") == found
-    assert keeper.deleted()[lineage] == {2, 3}
-    told = [(entry.before, entry.actor, entry.via) for entry in keeper.history(lineage) if entry.action == "delete"]
-    assert told == [(2, UNKNOWN, "found"), (3, UNKNOWN, "found")]
-    assert [key for key in stack_store.list("mlflow/") if second.run_id in key] == []
-    assert keeper.garbage(lineage, days=0) == NOTHING
-
-
 def test_a_version_that_shares_anothers_run_takes_no_files_along(
     keeper: Retention, mlflow_client: Mlflow, lineage: str
 ) -> None:
@@ -219,7 +223,7 @@ def test_forgetting_for_good_is_refused_whole_while_a_job_learns(
     keeper: Retention, stack_store: ObjectStore, lineage: str
 ) -> None:
     grow(keeper, lineage, None, 1, 2)
-    with lease(stack_store, lineage, ttl=60, holder="job-7"), pytest.raises(BusyError, match="job-7"):
+    with lease(stack_store, lineage, ttl=1, holder="job-7"), pytest.raises(BusyError, match="job-7"):
         keeper.forget(lineage, "c1", delete=True)
     assert keeper.aliases(lineage)[LIVE] == 3, "nothing moved"
     assert keeper.forget(lineage, "c1", delete=True).resubmit == ("c2",)
@@ -285,83 +289,3 @@ def test_what_nobody_knows_cannot_be_forgotten(keeper: Retention, lineage: str, 
     with pytest.raises((NotFoundError, InputError)):
         keeper.forget(lineage, name)
     assert keeper.aliases(lineage)[LIVE] == 1
-
-
-def test_an_abandoned_branch_is_collected_after_a_look(keeper: Retention, mlflow_client: Mlflow, lineage: str) -> None:
-    grow(keeper, lineage, None, 1, 2, 1)  # 1 -> 2 -> 3 is left for 1 -> 4
-    mlflow_client.delete_registered_model_alias(lineage, CANDIDATE) if CANDIDATE in keeper.aliases(lineage) else None
-    assert keeper.garbage(lineage, days=30) == NOTHING, "it is young"
-    garbage = keeper.garbage(lineage, days=0)
-    assert garbage == Garbage((3, 2), (), ())
-    assert numbers(mlflow_client, lineage) == [1, 2, 3, 4], "a look deletes nothing"
-    assert keeper.collect(lineage, NOTHING, days=0) == NOTHING, "only what was shown is deleted"
-    assert keeper.collect(lineage, garbage, days=0) == garbage
-    assert numbers(mlflow_client, lineage) == [1, 4]
-    assert keeper.garbage(lineage, days=0) == NOTHING
-
-
-def test_files_of_a_version_that_never_was_are_collected(
-    keeper: Retention, stack_store: ObjectStore, lineage: str
-) -> None:
-    grow(keeper, lineage, None)
-
-    class KilledError(Exception):
-        pass
-
-    def killed() -> None:
-        raise KilledError
-
-    run_id = begin(keeper, lineage)
-    manifest, files = make(lineage, run_id)
-    with pytest.raises(KilledError):
-        keeper.publish(
-            lineage, run_id, manifest, files, submission="s", verdict=Verdict(passed=True), job="j", check=killed
-        )
-    keeper.put_artifact(run_id, "samples/x.png", b"picture")
-    assert keeper.garbage(lineage, days=30).orphans == ()
-    garbage = keeper.garbage(lineage, days=0)
-    assert garbage == Garbage((), (), (run_id,))
-    keeper.collect(lineage, garbage, days=0)
-    assert [key for key in stack_store.list("mlflow/") if run_id in key] == []
-    assert keeper.garbage(lineage, days=0) == NOTHING
-
-
-def test_what_a_lineages_first_job_left_is_collected_though_it_registered_nothing(
-    keeper: Retention, stack_store: ObjectStore, lineage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class KilledError(Exception):
-        pass
-
-    def killed(_: str) -> None:
-        raise KilledError
-
-    with pytest.raises(NotFoundError, match="There is no lineage"):
-        keeper.garbage(lineage, days=0)
-    run_id = begin(keeper, lineage)
-    keeper.put_artifact(run_id, "samples/x.png", b"picture")
-    stack_store.put(f"training/{lineage}/{run_id}/checkpoint", b"half learned")
-    monkeypatch.setattr(keeper, "_make_lineage", killed)
-    manifest, files = make(lineage, run_id)
-    with pytest.raises(KilledError):
-        keeper.publish(
-            lineage, run_id, manifest, files, submission="s", verdict=Verdict(passed=True), job="j", check=fine
-        )
-    assert keeper.garbage(lineage, days=30) == NOTHING, "it is young"
-    garbage = keeper.garbage(lineage, days=0)
-    assert garbage == Garbage((), (), (run_id,))
-    with lease(stack_store, lineage, ttl=60, holder="job-7"), pytest.raises(BusyError, match="job-7"):
-        keeper.collect(lineage, garbage, days=0)
-    assert keeper.collect(lineage, garbage, days=0) == garbage
-    assert [key for key in stack_store.list("") if run_id in key] == []
-    assert keeper.garbage(lineage, days=0) == NOTHING
-    monkeypatch.undo()
-    assert publish(keeper, lineage).number == 1
-
-
-def test_a_damaged_log_stops_the_collection(keeper: Retention, stack_store: ObjectStore, lineage: str) -> None:
-    grow(keeper, lineage, None, None)
-    stack_store.put(f"audit/{lineage}/000000000001.json", b"damaged")
-    with pytest.raises(RefusedError, match="audit log"):
-        keeper.garbage(lineage, days=0)
-    with pytest.raises(InputError, match="days"):
-        keeper.garbage(lineage, days=-1)

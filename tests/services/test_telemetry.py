@@ -67,11 +67,14 @@ def test_a_json_line_has_the_requests_id_and_the_records_fields() -> None:
     assert "request_id" not in json.loads(JsonLines().format(record))
 
 
-def test_a_line_goes_to_what_stderr_is_when_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_goes_to_what_stderr_is_when_it_comes_with_the_requests_id(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging()
     log = logging.getLogger("palimpsest.telemetry")
     log.info("one")
     assert capsys.readouterr().err.endswith(" INFO palimpsest.telemetry one\n")
+    with continuing(Carried("id-1")):
+        log.info("its own")
+    assert capsys.readouterr().err.endswith(" INFO palimpsest.telemetry its own [id-1]\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", sys.stdout)
         log.info("two")

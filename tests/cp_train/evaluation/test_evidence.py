@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from cp_train.evaluation import evidence
-from cp_train.evaluation.draw import draw
-from cp_train.evaluation.evidence import Evidence, Examination
+from cp_train.evaluation.evidence import Evidence, Examination, draw_concepts
 from cp_train.evaluation.features import LatentFeatures, gate_features
 from cp_train.evaluation.gate import Limits, judge
 from cp_train.evaluation.gate_check import shuffled
-from cp_train.prompts import plain_prompt
 from services.adapter import Adapter
 from services.base_model import BaseModel
 from services.conditioning import condition
@@ -41,7 +39,6 @@ def nudged(base: BaseModel, parent: Adapter, by: float) -> Adapter:
 
 def examination(base: BaseModel, parent: Adapter, candidate: Adapter) -> Examination:
     earlier = [Concept(name=name, noun="fox") for name in parent.tokens]
-    prompts = [plain_prompt(concept) for concept in (*earlier, NEW)]
     return Examination(
         base=base,
         features=gate_features("auto", base),
@@ -50,14 +47,14 @@ def examination(base: BaseModel, parent: Adapter, candidate: Adapter) -> Examina
         earlier=earlier,
         concept=NEW,
         latents_NCHW=random_latents(base, 2),
-        pictures_PSHWC=draw(base, candidate, prompts, SEEDS),
         seeds=SEEDS,
         tau=0.05,
     )
 
 
 def evidence_of(base: BaseModel, parent: Adapter, candidate: Adapter) -> Evidence:
-    return examination(base, parent, candidate).evidence()
+    found = examination(base, parent, candidate)
+    return found.evidence(draw_concepts(base, candidate, [*found.judged, NEW], SEEDS))
 
 
 def test_a_candidate_that_changed_nothing_has_not_drifted(any_base: BaseModel) -> None:
@@ -83,7 +80,7 @@ def test_shuffling_keeps_every_number_and_moves_the_keys_and_values(tiny_base: B
     honest = nudged(tiny_base, parent, 0.02)
     planted = shuffled(honest, seed=0)
     assert torch.equal(planted.up_KR.flatten().sort().values, honest.up_KR.flatten().sort().values)
-    kv = [examination(tiny_base, parent, candidate).kv_drift()["a"] for candidate in (honest, planted)]
+    kv = [examination(tiny_base, parent, candidate).kv["a"] for candidate in (honest, planted)]
     assert kv[1] > 5 * kv[0] > 0
 
 
@@ -120,11 +117,11 @@ def test_pictures_are_compared_with_those_of_the_same_concept(tiny_base: BaseMod
 
 def test_a_new_concept_is_compared_with_its_own_images(tiny_base: BaseModel) -> None:
     parent = parent_of(tiny_base, [])
-    drawn = examination(tiny_base, parent, nudged(tiny_base, parent, 0.0))
-    latents = random_latents(tiny_base, 1)
-    copied = replace(drawn, latents_NCHW=latents, pictures_PSHWC=tiny_base.decode_latents(latents).unsqueeze(0))
-    assert replace(copied, seeds=SEEDS[:1]).evidence().new_similarity == pytest.approx(1, abs=1e-4)
-    assert replace(copied, pictures_PSHWC=drawn.pictures_PSHWC).evidence().new_similarity < 0.999
+    candidate, latents = nudged(tiny_base, parent, 0.0), random_latents(tiny_base, 1)
+    found = replace(examination(tiny_base, parent, candidate), latents_NCHW=latents)
+    copied = {NEW.name: tiny_base.decode_latents(latents)}
+    assert found.evidence(copied).new_similarity == pytest.approx(1, abs=1e-4)
+    assert found.evidence(draw_concepts(tiny_base, candidate, [NEW], SEEDS)).new_similarity < 0.999
 
 
 def test_features_of_a_base_with_nothing_beside_it_are_its_latents(tiny_base: BaseModel) -> None:

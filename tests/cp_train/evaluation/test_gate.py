@@ -32,13 +32,14 @@ GOOD = Evidence(
 )
 
 
-def pictures() -> Tensor:
+def pictures() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (2, 3, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    drawn = torch.randint(256, (2, 3, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    return dict(zip(NAMES, drawn, strict=True))
 
 
 def test_a_sound_version_passes() -> None:
-    assert unsound(ADAPTER, FISHER, pictures(), NAMES) == []
+    assert unsound(ADAPTER, FISHER, pictures(), {}) == []
     assert judge(GOOD, LIMITS, "cup") == Verdict(passed=True)
 
 
@@ -50,36 +51,47 @@ def test_an_adapter_with_numbers_that_are_not_finite_is_refused(part: str, value
         "up_KR": replace(ADAPTER, up_KR=torch.full_like(ADAPTER.up_KR, value)),
         "tokens": replace(ADAPTER, tokens={"mug": torch.full((1, 8), value)}),
     }
-    reasons = unsound(cases[part], FISHER, pictures(), NAMES)
+    reasons = unsound(cases[part], FISHER, pictures(), {})
     assert reasons == ["the adapter holds numbers that are not finite"]
 
 
 def test_a_fisher_information_that_nothing_could_be_learned_on_is_refused() -> None:
     spoiled = replace(FISHER, up_KR=torch.full_like(FISHER.up_KR, torch.nan))
-    reasons = unsound(ADAPTER, spoiled, pictures(), NAMES)
+    reasons = unsound(ADAPTER, spoiled, pictures(), {})
     assert reasons == ["its Fisher information holds numbers that are not finite"]
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (250, 20, 90)])
 def test_one_picture_of_one_colour_is_enough_to_be_refused(colour: tuple[int, int, int]) -> None:
     drawn = pictures()
-    drawn[1, 2] = torch.tensor(colour)
-    reasons = unsound(ADAPTER, FISHER, drawn, NAMES)
+    drawn["fox"][2] = torch.tensor(colour)
+    reasons = unsound(ADAPTER, FISHER, drawn, {})
     assert reasons == ["<fox> draws empty pictures"]
 
 
 def test_nearly_flat_is_flat_and_one_lively_channel_is_a_picture() -> None:
     drawn = pictures()
-    drawn[0] = 128
-    drawn[0, :, :4, :, 1] += int(FLAT)
-    assert unsound(ADAPTER, FISHER, drawn, NAMES)
-    drawn[0, :, :4, :, 1] += 3 * int(FLAT)
-    assert not unsound(ADAPTER, FISHER, drawn, NAMES)
+    drawn["mug"][:] = 128
+    drawn["mug"][:, :4, :, 1] += int(FLAT)
+    assert unsound(ADAPTER, FISHER, drawn, {})
+    drawn["mug"][:, :4, :, 1] += 3 * int(FLAT)
+    assert not unsound(ADAPTER, FISHER, drawn, {})
+
+
+def test_what_the_parent_drew_in_one_colour_already_is_no_reason_against_its_child() -> None:
+    white = torch.full((3, 8, 8, 3), 255, dtype=torch.uint8)
+    lively = pictures()
+    emptied = {"mug": white, "fox": white, "cup": lively["mug"]}
+    assert unsound(ADAPTER, FISHER, emptied, {"mug": white, "fox": lively["fox"]}) == ["<fox> draws empty pictures"]
+    assert unsound(ADAPTER, FISHER, emptied | {"cup": white}, {"mug": white, "fox": white}) == [
+        "<cup> draws empty pictures"
+    ], "a new concept has no parent"
 
 
 def test_all_reasons_are_told() -> None:
     spoiled = replace(ADAPTER, up_KR=torch.full_like(ADAPTER.up_KR, torch.nan))
-    reasons = unsound(spoiled, FISHER, torch.zeros(2, 3, 8, 8, 3, dtype=torch.uint8), NAMES)
+    black = dict.fromkeys(NAMES, torch.zeros(3, 8, 8, 3, dtype=torch.uint8))
+    reasons = unsound(spoiled, FISHER, black, {})
     assert [reason.partition(" ")[0] for reason in reasons] == ["the", "<mug>", "<fox>"]
 
 

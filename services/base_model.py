@@ -4,7 +4,6 @@ Its U-Net is stripped of text: every cross-attention gets its keys and values re
 U-Net serves training, scoring and every adapter at once. Nothing of a base is ever changed.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from services.adapter import Layout, Projection
 from services.attention import install_processors
 from services.errors import InputError, UnavailableError
-from services.manifest import BaseRef
+from services.manifest import BaseRef, sha256_of_files
 from services.second_encoder import PARTS, SIZES, SecondEncoder, is_xl, load_second
 
 EMBEDDED = Path(__file__).parent / "embedded" / "pipeline"
@@ -195,12 +194,7 @@ def revision_of(directory: Path) -> str:
     Raises:
         OSError: a component is missing, or its weights are not there in safetensors.
     """
-    total = hashlib.sha256()
-    for path in _files(directory):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+    return f"sha256:{sha256_of_files(directory, _files(directory))}"
 
 
 def _files(directory: Path) -> Iterator[Path]:

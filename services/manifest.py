@@ -8,6 +8,8 @@ digest. It names the other files by their own SHA-256, so the digest (kept as a 
 import hashlib
 import json
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,6 +50,16 @@ def check_noun(noun: str) -> str:
 def sha256(data: bytes) -> Digest:
     """`sha256:<hex>` of some bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def sha256_of_files(folder: Path, paths: Iterable[Path] | None = None) -> str:
+    """SHA-256, in hexadecimal, over relative names and contents of files of a folder: these, in this order, or all."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()) if paths is None else paths:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return total.hexdigest()
 
 
 def canonical(value: Any) -> bytes:

@@ -99,10 +99,8 @@ def measure(base: BaseModel, features: Features, trial: Trial, kept: Path) -> tu
     works = {kept / work.file(base, features): work for work in (*alone, *in_a_row)}
     progress = Progress("learn", sum(len(work.subjects) for path, work in works.items() if not path.exists()))
     found = [_kept(path, partial(work.look, base, features, work, progress)) for path, work in works.items()]
-    results, rows = (
-        found[: len(few)],
-        {work.config.method: it for work, it in zip(in_a_row, found[len(few) :], strict=True)},
-    )
+    results = found[: len(few)]
+    rows = {work.config.method: it for work, it in zip(in_a_row, found[len(few) :], strict=True)}
     figures = {
         **{
             key: fmean([found[key] for found, _ in results])

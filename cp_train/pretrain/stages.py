@@ -40,7 +40,6 @@ from cp_train.plan import LearningConfig
 from cp_train.pretrain import clip, evaluate, judge, pool, tokens, unet, vae, vision
 from cp_train.pretrain.card import card
 from cp_train.pretrain.clip import ClipConfig
-from cp_train.pretrain.digest import digest
 from cp_train.pretrain.judge import JudgeConfig
 from cp_train.pretrain.loop import Schedule
 from cp_train.pretrain.pictures import Library, library, redrawings
@@ -50,6 +49,7 @@ from cp_train.pretrain.unet import UNetConfig
 from cp_train.pretrain.vae import VaeConfig
 from cp_train.pretrain.vision import VisionConfig
 from services.errors import RefusedError
+from services.manifest import sha256_of_files
 
 START = "start"
 _STARTED_FROM = "started-from.txt"
@@ -179,7 +179,7 @@ class Run:
         parts = sorted(set(_SHIPPED.values()))
         if missing := [part for part in parts if not (model / part).is_dir()]:
             raise FileNotFoundError(f"{model} has no {missing[0]}: name the folder of a model this recipe exported")
-        named = "".join(f"{part} {digest(model / part)}\n" for part in parts)
+        named = "".join(f"{part} {sha256_of_files(model / part)}\n" for part in parts)
         told = self.out / _STARTED_FROM
         if told.exists() and told.read_text("utf-8") != named:
             raise RefusedError(f"{self.out} was started from another model than {model}: give that, or a new folder.")

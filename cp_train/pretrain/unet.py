@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from cp_train.pretrain.clip import encode
-from cp_train.pretrain.digest import digest
 from cp_train.pretrain.loop import Schedule, Trainer, autocast, dice, generator
 from cp_train.pretrain.pool import Pool
+from services.manifest import sha256_of_files
 
 _SCHEDULE = Schedule(steps=14_000, lr=5e-4, warmup=500, decay=0.25, ema=0.9997, every=250)
 
@@ -108,7 +108,7 @@ def train(
     """The trained U-Net with averaged weights; `start` is the folder of one to begin from instead of from nothing."""
     _, latent, size, _ = pool.latents_NCHW.shape
     unet = build(config, latent=latent, size=size, context=text_tower.config.hidden_size)
-    settings = {**asdict(config), "start": digest(start) if start else None}
+    settings = {**asdict(config), "start": sha256_of_files(start) if start else None}
     if start is not None:
         config = config.trained_on()
         unet.load_state_dict(UNet2DConditionModel.from_pretrained(start).state_dict())

@@ -16,10 +16,12 @@ from cp_serve.denoiser import Denoiser
 from cp_serve.engine import Places
 from cp_serve.http import House, build_app
 from services.adapter import Adapter
+from services.base_model import BaseModel
 from services.lineage import Registry
 from services.objects import open_store
 from services.settings import Settings
 from tests.cp_serve.drawings import PATIENCE
+from tests.cp_serve.following import Rooms, rooms_of
 from tests.cp_serve.handles import Handle
 from tests.cp_serve.versions import adapter_of, publish
 from tests.house import wait_until
@@ -113,3 +115,9 @@ def listening(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(PATIENCE)
+
+
+@pytest.fixture
+def rooms(mlflow_server: Settings, tiny_base: BaseModel) -> Iterator[Rooms]:
+    with rooms_of(mlflow_server, tiny_base) as rooms:
+        yield rooms

@@ -1,22 +1,12 @@
 """What may be live next, on a real registry: fetched ahead; canaries ended. test_follower_waits.py has who waits."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from services.base_model import BaseModel
 from services.canary import Canary
 from services.errors import InputError, UnavailableError
 from services.lineage import Registry
-from services.settings import Settings
-from tests.cp_serve.following import Rooms, rooms_of
+from tests.cp_serve.following import Rooms
 from tests.house import wait_until
-
-
-@pytest.fixture
-def rooms(mlflow_server: Settings, tiny_base: BaseModel) -> Iterator[Rooms]:
-    with rooms_of(mlflow_server, tiny_base) as rooms:
-        yield rooms
 
 
 def test_what_may_be_live_next_is_there_before_it_is(rooms: Rooms) -> None:

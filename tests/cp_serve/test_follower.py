@@ -1,6 +1,5 @@
 """Bank and follower on a real registry: what is verified and swapped. test_follower_waits.py has who waits for whom."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,21 +9,13 @@ import torch
 from cp_serve import follower as follower_module
 from cp_serve.follower import Follower
 from services.audit import AuditLog
-from services.base_model import BaseModel
 from services.errors import NotFoundError, RefusedError, UnavailableError
 from services.lineage import LIVE
 from services.manifest import BaseRef, sha256
-from services.settings import Settings
 from tests.cp_serve.drawings import PATIENCE
-from tests.cp_serve.following import Rooms, rooms_of
+from tests.cp_serve.following import Rooms
 from tests.cp_serve.versions import adapter_of, publish
 from tests.house import wait_until
-
-
-@pytest.fixture
-def rooms(mlflow_server: Settings, tiny_base: BaseModel) -> Iterator[Rooms]:
-    with rooms_of(mlflow_server, tiny_base) as rooms:
-        yield rooms
 
 
 def test_a_swap_is_a_pointer_change_and_requests_keep_their_slot(rooms: Rooms) -> None:
